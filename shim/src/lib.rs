@@ -1,0 +1,3 @@
+#![no_std]
+//! x
+#[panic_handler] fn p(_: &core::panic::PanicInfo) -> ! { loop {} }

@@ -1,0 +1,351 @@
+//! Files and descriptors.
+#![allow(unsafe_code)]
+
+use crate::raw::{Errno, call1, call2, call3, call4, call5, call6, check};
+
+/// A zero-terminated path of bounded length on the stack, for paths put together at run time.
+#[derive(Clone, Copy)]
+pub struct Path {
+    bytes: [u8; 4096],
+    used: usize,
+}
+
+impl Path {
+    /// An empty path.
+    pub const fn new() -> Self {
+        Path { bytes: [0; 4096], used: 0 }
+    }
+
+    /// Adds `part`; what does not fit is cut off, which the kernel then answers with ENOENT or ENAMETOOLONG.
+    pub fn push(&mut self, part: &[u8]) -> &mut Self {
+        let room = self.bytes.len() - 1 - self.used;
+        let take = if part.len() < room { part.len() } else { room };
+        self.bytes[self.used..self.used + take].copy_from_slice(&part[..take]);
+        self.used += take;
+        self
+    }
+
+    /// Adds a decimal number.
+    pub fn push_number(&mut self, mut value: u64) -> &mut Self {
+        let mut digits = [0u8; 20];
+        let mut at = digits.len();
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (value % 10) as u8;
+            value /= 10;
+            if value == 0 {
+                break;
+            }
+        }
+        self.push(&digits[at..])
+    }
+
+    /// The bytes without the terminating zero.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.used]
+    }
+
+    fn pointer(&self) -> usize {
+        self.bytes.as_ptr() as usize
+    }
+}
+
+impl Default for Path {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// openat(2) relative to `directory` (AT_FDCWD: the working directory).
+pub fn open_at(directory: i32, path: &Path, flags: i32, mode: u32) -> Result<i32, Errno> {
+    // SAFETY: the path is zero-terminated and lives through the call.
+    check(unsafe {
+        call4(libc::SYS_openat as usize, directory as isize as usize, path.pointer(), flags as usize, mode as usize)
+    })
+    .map(|fd| fd as i32)
+}
+
+/// close(2).
+pub fn close(fd: i32) -> Result<(), Errno> {
+    // SAFETY: descriptors are no memory.
+    check(unsafe { call1(libc::SYS_close as usize, fd as isize as usize) }).map(|_| ())
+}
+
+/// close_range(2).
+pub fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: descriptors are no memory.
+    check(unsafe { call3(libc::SYS_close_range as usize, first as usize, last as usize, 0) }).map(|_| ())
+}
+
+/// read(2) into `buffer`.
+pub fn read(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is valid for writing its length.
+    check(unsafe { call3(libc::SYS_read as usize, fd as isize as usize, buffer.as_mut_ptr() as usize, buffer.len()) })
+}
+
+/// write(2) of `buffer`.
+pub fn write(fd: i32, buffer: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is valid for reading its length.
+    check(unsafe { call3(libc::SYS_write as usize, fd as isize as usize, buffer.as_ptr() as usize, buffer.len()) })
+}
+
+/// Writes all of `buffer` or fails.
+pub fn write_all(fd: i32, mut buffer: &[u8]) -> Result<(), Errno> {
+    while !buffer.is_empty() {
+        match write(fd, buffer) {
+            Ok(0) => return Err(Errno(libc::EIO)),
+            Ok(n) => buffer = &buffer[n..],
+            Err(Errno(libc::EINTR)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// pread64(2) to memory of the program's.
+///
+/// # Safety
+/// `to` must be valid for writing `bytes` bytes, or memory of the program's.
+pub unsafe fn pread_raw(fd: i32, to: u64, bytes: u64, offset: u64) -> Result<usize, Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe {
+        call4(libc::SYS_pread64 as usize, fd as isize as usize, to as usize, bytes as usize, offset as usize)
+    })
+}
+
+/// lseek(2).
+pub fn seek(fd: i32, offset: i64, whence: i32) -> Result<u64, Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call3(libc::SYS_lseek as usize, fd as isize as usize, offset as usize, whence as usize) })
+        .map(|o| o as u64)
+}
+
+/// fstat(2).
+pub fn stat_fd(fd: i32) -> Result<libc::stat, Errno> {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the target is a local of the kernel's struct stat; all-zero is valid for it.
+    unsafe {
+        check(call2(libc::SYS_fstat as usize, fd as isize as usize, stat.as_mut_ptr() as usize))?;
+        Ok(stat.assume_init())
+    }
+}
+
+/// newfstatat(2).
+pub fn stat_at(directory: i32, path: &Path, flags: i32) -> Result<libc::stat, Errno> {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the target is a local of the kernel's struct stat; all-zero is valid for it.
+    unsafe {
+        check(call4(
+            libc::SYS_newfstatat as usize,
+            directory as isize as usize,
+            path.pointer(),
+            stat.as_mut_ptr() as usize,
+            flags as usize,
+        ))?;
+        Ok(stat.assume_init())
+    }
+}
+
+/// readlink(2); the length.
+pub fn read_link(path: &Path, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: path and buffer are valid for their lengths.
+    check(unsafe {
+        call3(libc::SYS_readlink as usize, path.pointer(), buffer.as_mut_ptr() as usize, buffer.len())
+    })
+}
+
+/// The text of /proc/self/fd/`fd`; the length.
+pub fn descriptor_link(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let mut path = Path::new();
+    path.push(b"/proc/self/fd/").push_number(fd as u64);
+    read_link(&path, buffer)
+}
+
+/// dup3(2); `cloexec` sets O_CLOEXEC.
+pub fn dup_to(from: i32, to: i32, cloexec: bool) -> Result<(), Errno> {
+    let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: descriptors are no memory.
+    check(unsafe { call3(libc::SYS_dup3 as usize, from as isize as usize, to as isize as usize, flags as usize) })
+        .map(|_| ())
+}
+
+/// fcntl(2) with an integer argument.
+pub fn fcntl(fd: i32, command: i32, argument: u64) -> Result<u64, Errno> {
+    // SAFETY: used with commands whose argument is an integer only; a pointer would be the kernel's EFAULT at worst
+    // for reading commands, and no caller passes one to a writing command.
+    check(unsafe { call3(libc::SYS_fcntl as usize, fd as isize as usize, command as usize, argument as usize) })
+        .map(|r| r as u64)
+}
+
+/// ioctl(2) with a pointer or integer argument.
+///
+/// # Safety
+/// The argument must fit the request.
+pub unsafe fn ioctl(fd: i32, request: u64, argument: usize) -> Result<usize, Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, request as usize, argument) })
+}
+
+/// getdents64(2) into `buffer`; the bytes.
+pub fn read_directory(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is valid for its length.
+    check(unsafe {
+        call3(libc::SYS_getdents64 as usize, fd as isize as usize, buffer.as_mut_ptr() as usize, buffer.len())
+    })
+}
+
+/// Calls `each` with every decimal name in a directory of /proc (`task`, `fd`); `buffer` is scratch space.
+pub fn numbers_in(path: &Path, buffer: &mut [u8], mut each: impl FnMut(u32)) -> Result<(), Errno> {
+    let directory = open_at(libc::AT_FDCWD, path, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)?;
+    let result = loop {
+        match read_directory(directory, buffer) {
+            Ok(0) => break Ok(()),
+            Ok(bytes) => numbers_of_entries(&buffer[..bytes], directory as u32, &mut each),
+            Err(error) => break Err(error),
+        }
+    };
+    close(directory)?;
+    result
+}
+
+/// The entries' names as numbers; `skip` is the descriptor of the listing itself, which /proc/self/fd shows too.
+fn numbers_of_entries(entries: &[u8], skip: u32, each: &mut impl FnMut(u32)) {
+    // struct linux_dirent64: inode u64, offset i64, length u16, type u8, name.
+    let mut at = 0;
+    while let Some(&[low, high]) = entries.get(at + 16..at + 18) {
+        let length = u16::from_le_bytes([low, high]) as usize;
+        let name = entries.get(at + 19..at + length).unwrap_or(&[]);
+        let mut value = 0u32;
+        let mut digits = 0;
+        for &byte in name.iter().take_while(|&&b| b != 0) {
+            if !byte.is_ascii_digit() {
+                digits = 0;
+                break;
+            }
+            value = value.wrapping_mul(10).wrapping_add((byte - b'0') as u32);
+            digits += 1;
+        }
+        if digits > 0 && value != skip {
+            each(value);
+        }
+        if length == 0 {
+            break;
+        }
+        at += length;
+    }
+}
+
+/// fallocate(2) with FALLOC_FL_PUNCH_HOLE: the range reads zero afterwards and takes no room.
+pub fn punch_hole(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: files are no memory by themselves; whoever has the range mapped has asked for zeroes.
+    check(unsafe { call4(libc::SYS_fallocate as usize, fd as isize as usize, 3, offset as usize, bytes as usize) })
+        .map(|_| ())
+}
+
+/// fallocate(2): room for the range.
+pub fn allocate(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call4(libc::SYS_fallocate as usize, fd as isize as usize, 0, offset as usize, bytes as usize) })
+        .map(|_| ())
+}
+
+/// ftruncate(2).
+pub fn truncate(fd: i32, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call2(libc::SYS_ftruncate as usize, fd as isize as usize, bytes as usize) }).map(|_| ())
+}
+
+/// fdatasync(2).
+pub fn sync_data(fd: i32) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call1(libc::SYS_fdatasync as usize, fd as isize as usize) }).map(|_| ())
+}
+
+/// chdir(2).
+pub fn change_directory(path: &Path) -> Result<(), Errno> {
+    // SAFETY: the path is zero-terminated.
+    check(unsafe { call1(libc::SYS_chdir as usize, path.pointer()) }).map(|_| ())
+}
+
+/// unlinkat(2).
+pub fn unlink_at(directory: i32, path: &Path) -> Result<(), Errno> {
+    // SAFETY: the path is zero-terminated.
+    check(unsafe { call3(libc::SYS_unlinkat as usize, directory as isize as usize, path.pointer(), 0) }).map(|_| ())
+}
+
+/// umask(2); the old mask.
+pub fn umask(mask: u32) -> u32 {
+    // SAFETY: no memory involved; the call cannot fail.
+    unsafe { call1(libc::SYS_umask as usize, mask as usize) as u32 }
+}
+
+/// getcwd(2); the length without the zero.
+pub fn working_directory(buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is valid for its length.
+    check(unsafe { call2(libc::SYS_getcwd as usize, buffer.as_mut_ptr() as usize, buffer.len()) })
+        .map(|n| n.saturating_sub(1))
+}
+
+/// kcmp(2) of two descriptors of this process by open file description: equal, or an order.
+pub fn compare_descriptions(pid: u32, one: i32, other: i32) -> Result<core::cmp::Ordering, Errno> {
+    const KCMP_FILE: usize = 0;
+    // SAFETY: no memory involved.
+    let raw = check(unsafe {
+        call5(libc::SYS_kcmp as usize, pid as usize, pid as usize, KCMP_FILE, one as usize, other as usize)
+    })?;
+    Ok(match raw {
+        0 => core::cmp::Ordering::Equal,
+        1 => core::cmp::Ordering::Less,
+        _ => core::cmp::Ordering::Greater,
+    })
+}
+
+/// pipe2(2).
+pub fn pipe(flags: i32) -> Result<[i32; 2], Errno> {
+    let mut ends = [-1i32; 2];
+    // SAFETY: the target is a local.
+    check(unsafe { call2(libc::SYS_pipe2 as usize, ends.as_mut_ptr() as usize, flags as usize) })?;
+    Ok(ends)
+}
+
+/// copy_file_range-like copy is not used: sendfile(2) from `from` at `offset` to `to`'s position.
+pub fn send_file(to: i32, from: i32, offset: &mut i64, bytes: usize) -> Result<usize, Errno> {
+    // SAFETY: the offset is a local of the caller's.
+    check(unsafe {
+        call4(libc::SYS_sendfile as usize, to as isize as usize, from as isize as usize, offset as *mut i64 as usize, bytes)
+    })
+}
+
+/// linkat(2) of descriptor `from` under a new name, by way of /proc (needs the file to have a link left).
+pub fn link_descriptor(from: i32, directory: i32, path: &Path) -> Result<(), Errno> {
+    let mut source = Path::new();
+    source.push(b"/proc/self/fd/").push_number(from as u64);
+    // SAFETY: both paths are zero-terminated.
+    check(unsafe {
+        call5(
+            libc::SYS_linkat as usize,
+            libc::AT_FDCWD as isize as usize,
+            source.pointer(),
+            directory as isize as usize,
+            path.pointer(),
+            libc::AT_SYMLINK_FOLLOW as usize,
+        )
+    })
+    .map(|_| ())
+}
+
+/// preadv2-free positional write of all of `buffer`.
+pub fn write_at(fd: i32, buffer: &[u8], offset: u64) -> Result<usize, Errno> {
+    // SAFETY: the buffer is valid for its length.
+    check(unsafe {
+        call6(
+            libc::SYS_pwrite64 as usize,
+            fd as isize as usize,
+            buffer.as_ptr() as usize,
+            buffer.len(),
+            offset as usize,
+            0,
+            0,
+        )
+    })
+}

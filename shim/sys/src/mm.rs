@@ -1,0 +1,75 @@
+//! Memory mappings. All of these are `unsafe`: they change what addresses mean.
+#![allow(unsafe_code)]
+
+use crate::raw::{Errno, call2, call3, call5, call6, check};
+
+/// mmap(2).
+///
+/// # Safety
+/// With MAP_FIXED whatever lies in the range is replaced: nothing of the caller's may lie there.
+#[inline]
+pub unsafe fn mmap(address: u64, bytes: u64, prot: i32, flags: i32, fd: i32, offset: u64) -> Result<u64, Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe {
+        call6(
+            libc::SYS_mmap as usize,
+            address as usize,
+            bytes as usize,
+            prot as usize,
+            flags as usize,
+            fd as isize as usize,
+            offset as usize,
+        )
+    })
+    .map(|a| a as u64)
+}
+
+/// munmap(2).
+///
+/// # Safety
+/// Nothing of the caller's may lie in the range.
+#[inline]
+pub unsafe fn munmap(address: u64, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe { call2(libc::SYS_munmap as usize, address as usize, bytes as usize) }).map(|_| ())
+}
+
+/// mprotect(2).
+///
+/// # Safety
+/// Memory in use must stay accessible.
+#[inline]
+pub unsafe fn mprotect(address: u64, bytes: u64, prot: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe { call3(libc::SYS_mprotect as usize, address as usize, bytes as usize, prot as usize) }).map(|_| ())
+}
+
+/// mremap(2).
+///
+/// # Safety
+/// As for munmap of the old and mmap(MAP_FIXED) of the new range.
+#[inline]
+pub unsafe fn mremap(old: u64, old_bytes: u64, new_bytes: u64, flags: i32, new: u64) -> Result<u64, Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe {
+        call5(
+            libc::SYS_mremap as usize,
+            old as usize,
+            old_bytes as usize,
+            new_bytes as usize,
+            flags as usize,
+            new as usize,
+        )
+    })
+    .map(|a| a as u64)
+}
+
+/// madvise(2).
+///
+/// # Safety
+/// Some advice discards content; nobody may rely on it.
+#[inline]
+pub unsafe fn madvise(address: u64, bytes: u64, advice: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe { call3(libc::SYS_madvise as usize, address as usize, bytes as usize, advice as usize) }).map(|_| ())
+}

@@ -1,0 +1,1 @@
+//! Sockets, as far as save and resume need them.

@@ -1,0 +1,198 @@
+//! Processes, threads, futexes and per-thread registers.
+#![allow(unsafe_code)]
+
+use crate::raw::{Errno, call0, call1, call2, call3, call4, call5, call6, check};
+
+/// arch_prctl codes (arch/x86/include/uapi/asm/prctl.h).
+const ARCH_SET_GS: usize = 0x1001;
+const ARCH_SET_FS: usize = 0x1002;
+const ARCH_GET_FS: usize = 0x1003;
+const ARCH_GET_GS: usize = 0x1004;
+
+/// getpid(2), the real one.
+pub fn pid() -> u32 {
+    // SAFETY: no memory involved.
+    unsafe { call0(libc::SYS_getpid as usize) as u32 }
+}
+
+/// gettid(2), the real one.
+pub fn tid() -> u32 {
+    // SAFETY: no memory involved.
+    unsafe { call0(libc::SYS_gettid as usize) as u32 }
+}
+
+/// sched_yield(2).
+pub fn yield_now() {
+    // SAFETY: no memory involved.
+    unsafe { call0(libc::SYS_sched_yield as usize) };
+}
+
+/// exit_group(2).
+pub fn exit_group(status: i32) -> ! {
+    // SAFETY: does not return.
+    unsafe { call1(libc::SYS_exit_group as usize, status as usize) };
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// prctl(2).
+///
+/// # Safety
+/// Arguments must fit the option.
+pub unsafe fn prctl(option: i32, a: usize, b: usize, c: usize, d: usize) -> Result<usize, Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe { call5(libc::SYS_prctl as usize, option as usize, a, b, c, d) })
+}
+
+/// The thread's FS base.
+pub fn fs_base() -> u64 {
+    let mut value = 0u64;
+    // SAFETY: the target is a local.
+    unsafe { call2(libc::SYS_arch_prctl as usize, ARCH_GET_FS, &mut value as *mut _ as usize) };
+    value
+}
+
+/// The thread's GS base.
+pub fn gs_base() -> u64 {
+    let mut value = 0u64;
+    // SAFETY: the target is a local.
+    unsafe { call2(libc::SYS_arch_prctl as usize, ARCH_GET_GS, &mut value as *mut _ as usize) };
+    value
+}
+
+/// Sets the thread's FS base.
+///
+/// # Safety
+/// The program's thread-local storage moves; only its own thread block will do.
+pub unsafe fn set_fs_base(value: u64) {
+    // SAFETY: the caller's argument.
+    unsafe { call2(libc::SYS_arch_prctl as usize, ARCH_SET_FS, value as usize) };
+}
+
+/// Sets the thread's GS base.
+///
+/// # Safety
+/// `value` must be the thread's slot.
+pub unsafe fn set_gs_base(value: u64) {
+    // SAFETY: the caller's argument.
+    unsafe { call2(libc::SYS_arch_prctl as usize, ARCH_SET_GS, value as usize) };
+}
+
+/// prctl(PR_SET_SYSCALL_USER_DISPATCH, ON): every system call of this thread outside `start..start+bytes` raises
+/// SIGSYS. Cleared by fork and clone.
+pub fn dispatch_on(start: u64, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: no selector is given, so the kernel reads no memory; the handler's presence is the caller's care.
+    unsafe { prctl(59, 1, start as usize, bytes as usize, 0) }.map(|_| ())
+}
+
+/// prctl(PR_SET_SYSCALL_USER_DISPATCH, OFF).
+pub fn dispatch_off() {
+    // SAFETY: no memory involved.
+    let _ = unsafe { prctl(59, 0, 0, 0, 0) };
+}
+
+/// futex(FUTEX_WAIT) while `*word == value`, on shared or private memory; with a relative time-out in ns (0: none).
+pub fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32, timeout_ns: i64) -> Result<(), Errno> {
+    let time = libc::timespec { tv_sec: timeout_ns / 1_000_000_000, tv_nsec: timeout_ns % 1_000_000_000 };
+    let time = if timeout_ns == 0 { 0 } else { &time as *const _ as usize };
+    // SAFETY: the word is a valid reference and the time-out a local.
+    check(unsafe {
+        call4(libc::SYS_futex as usize, word.as_ptr() as usize, libc::FUTEX_WAIT as usize, value as usize, time)
+    })
+    .map(|_| ())
+}
+
+/// futex(FUTEX_WAKE) of up to `count` waiters.
+pub fn futex_wake(word: &core::sync::atomic::AtomicU32, count: u32) {
+    // SAFETY: the word is a valid reference.
+    unsafe { call3(libc::SYS_futex as usize, word.as_ptr() as usize, libc::FUTEX_WAKE as usize, count as usize) };
+}
+
+/// rseq(2).
+///
+/// # Safety
+/// The area belongs to the calling thread.
+pub unsafe fn rseq(area: u64, bytes: u32, flags: i32, signature: u32) -> Result<(), Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe {
+        call4(libc::SYS_rseq as usize, area as usize, bytes as usize, flags as usize, signature as usize)
+    })
+    .map(|_| ())
+}
+
+/// set_robust_list(2).
+///
+/// # Safety
+/// The list belongs to the calling thread and stays valid until its end.
+pub unsafe fn set_robust_list(head: u64, bytes: u64) {
+    // SAFETY: the caller's argument.
+    unsafe { call2(libc::SYS_set_robust_list as usize, head as usize, bytes as usize) };
+}
+
+/// get_robust_list(2) of the calling thread: head and length.
+pub fn robust_list() -> (u64, u64) {
+    let (mut head, mut bytes) = (0u64, 0u64);
+    // SAFETY: the targets are locals.
+    unsafe {
+        call3(
+            libc::SYS_get_robust_list as usize,
+            0,
+            &mut head as *mut _ as usize,
+            &mut bytes as *mut _ as usize,
+        )
+    };
+    (head, bytes)
+}
+
+/// set_tid_address(2).
+///
+/// # Safety
+/// The kernel writes zero there when the thread ends.
+pub unsafe fn set_tid_address(address: u64) {
+    // SAFETY: the caller's argument.
+    unsafe { call1(libc::SYS_set_tid_address as usize, address as usize) };
+}
+
+/// prlimit64(2) of this process: the limit, after setting `new` if given.
+pub fn limit(resource: u32, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
+    let mut old = [0u64; 2];
+    let new_pointer = new.as_ref().map_or(0, |n| n.as_ptr() as usize);
+    // SAFETY: locals only.
+    check(unsafe {
+        call4(libc::SYS_prlimit64 as usize, 0, resource as usize, new_pointer, old.as_mut_ptr() as usize)
+    })?;
+    Ok(old)
+}
+
+/// wait4(2) on a child; its pid (0 with WNOHANG and nothing to report) and status.
+pub fn wait(pid: i32, options: i32) -> Result<(u32, i32), Errno> {
+    let mut status = 0i32;
+    // SAFETY: the target is a local.
+    check(unsafe {
+        call4(
+            libc::SYS_wait4 as usize,
+            pid as isize as usize,
+            &mut status as *mut _ as usize,
+            options as usize,
+            0,
+        )
+    })
+    .map(|p| (p as u32, status))
+}
+
+/// kill(2).
+pub fn kill(pid: i32, signal: u32) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call2(libc::SYS_kill as usize, pid as isize as usize, signal as usize) }).map(|_| ())
+}
+
+/// A raw call for the few that no wrapper serves.
+///
+/// # Safety
+/// As for [`crate::raw::call6`].
+pub unsafe fn other(n: i64, arguments: [usize; 6]) -> Result<usize, Errno> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the caller's argument.
+    check(unsafe { call6(n as usize, a, b, c, d, e, f) })
+}

@@ -1,0 +1,73 @@
+//! Access to the program's memory, which may be bad or change under our feet.
+//!
+//! [`copy`] touches memory with one instruction, `rep movsb`, between the labels [`COPY_START`] and [`COPY_END`]. A
+//! SIGSEGV or SIGBUS handler that finds the program counter there continues at [`copy_fixup`], and the copy reports
+//! how much is left instead of faulting.
+#![allow(unsafe_code)]
+
+use crate::raw::Errno;
+use core::arch::global_asm;
+
+global_asm!(
+    ".text",
+    ".hidden zhuque_copy, zhuque_copy_start, zhuque_copy_end, zhuque_copy_fixup",
+    ".globl zhuque_copy, zhuque_copy_start, zhuque_copy_end, zhuque_copy_fixup",
+    ".type zhuque_copy, @function",
+    "zhuque_copy:",
+    "mov rcx, rdx",
+    "zhuque_copy_start:",
+    "rep movsb",
+    "zhuque_copy_end:",
+    "mov rax, rcx",
+    "ret",
+    // Where the fault handler sends us: rcx still holds what was not copied.
+    "zhuque_copy_fixup:",
+    "mov rax, rcx",
+    "ret",
+);
+
+unsafe extern "C" {
+    fn zhuque_copy(to: *mut u8, from: *const u8, bytes: usize) -> usize;
+    fn zhuque_copy_start();
+    fn zhuque_copy_end();
+    fn zhuque_copy_fixup();
+}
+
+/// If a fault at `pc` is one of [`copy`]'s, where to continue.
+pub fn fixup(pc: u64) -> Option<u64> {
+    let start = zhuque_copy_start as *const () as u64;
+    let end = zhuque_copy_end as *const () as u64;
+    (start..end).contains(&pc).then_some(zhuque_copy_fixup as *const () as u64)
+}
+
+/// Copies `bytes` bytes; EFAULT if a part of either side cannot be accessed (some bytes may have been copied).
+///
+/// # Safety
+/// `to` must not be memory that Rust code relies on, unless it is valid for writing `bytes` bytes. Either side may
+/// be an address of the program's choice only where a fault handler knows [`fixup`].
+pub unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), Errno> {
+    // SAFETY: the assembler copies exactly `bytes` bytes or stops at the fault; the caller argues for the target.
+    let left = unsafe { zhuque_copy(to as *mut u8, from as *const u8, bytes) };
+    if left == 0 { Ok(()) } else { Err(Errno(libc::EFAULT)) }
+}
+
+/// Reads a plain value from the program's memory.
+///
+/// # Safety
+/// Every bit pattern must be a valid `T`.
+pub unsafe fn read<T: Copy>(from: u64) -> Result<T, Errno> {
+    let mut value = core::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: the target is a local of the right size.
+    unsafe { copy(value.as_mut_ptr() as u64, from, size_of::<T>())? };
+    // SAFETY: zeroed, then overwritten by plain bytes; valid by the caller's argument.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// Writes a plain value to the program's memory.
+///
+/// # Safety
+/// `to` must be memory of the program's.
+pub unsafe fn write<T: Copy>(to: u64, value: &T) -> Result<(), Errno> {
+    // SAFETY: the source is a valid reference; the target is the caller's argument.
+    unsafe { copy(to, value as *const T as u64, size_of::<T>()) }
+}
