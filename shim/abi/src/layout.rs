@@ -31,7 +31,8 @@ pub const BOOT_FILE: &str = "boot";
 /// Slices are named `slice-00` to `slice-15`.
 pub const SLICE_PREFIX: &str = "slice-";
 
-/// Environment variable that names the region's directory to the shim. Removed before the program sees it.
+/// Environment variable that names the region to the shim: `FD:DIRECTORY`, the number of the inherited descriptor that
+/// holds the region's lock and the region's absolute path. Removed before the program sees it.
 pub const ENV_REGION: &str = "ZHUQUE_REGION";
 
 /// Threads that one process can have at a time.

@@ -94,6 +94,8 @@ impl MapView<'_> {
 
 impl MapTree<'_> {
     fn node_mut(&mut self, link: u32) -> Option<&mut Node> {
+        #[cfg(test)]
+        super::steps::count();
         if link == 0 {
             return None;
         }
