@@ -1,1 +1,28 @@
-//! Test harness.
+//! What every test here needs: the `zhuque` command, a store of its own, guests, and lives with power failures in them.
+//!
+//! * [`command`]: finds and runs `zhuque`, every wait bounded
+//! * [`store`]: a temporary store, owned by the ordinary user that the tests run as
+//! * [`guest`]: a program to run, built from `examples/` where it is C
+//! * [`life`]: one region from `run` to its end, with failures and resumes
+//! * [`digest`]: what a region holds, byte by byte, to find out whether anything changed
+//! * [`load`]: clients of memcached and redis that remember what was promised to them
+//! * [`random`]: a seeded generator; a failing test prints its seed
+//!
+//! Environment: `ZHUQUE_BIN` (the command), `ZHUQUE_LIVES` (multiplies the number of lives), `ZHUQUE_SEED` (repeats a
+//! run), `ZHUQUE_TEST_DIR` (where stores are made), `ZHUQUE_TEST_KEEP` (keeps them), `ZHUQUE_TEST_ROOT` (run everything
+//! as root where one is root; otherwise the guests run as an ordinary user without capabilities), `ZHUQUE_PYTHON`.
+#![deny(unsafe_code)]
+
+pub mod command;
+pub mod digest;
+pub mod guest;
+pub mod life;
+pub mod load;
+pub mod random;
+pub mod store;
+
+pub use command::Finished;
+pub use guest::Guest;
+pub use life::{Life, check_lives, lives};
+pub use random::Random;
+pub use store::Store;

@@ -7,7 +7,8 @@
 //!
 //! How a file is planned, one module a step:
 //! * `image`: the file in memory, addresses to bytes (on top of `headers`, which reads headers only)
-//! * `functions`: address ranges of functions, from `.eh_frame` (with `lsda`) and from sized symbols
+//! * `functions`: address ranges of functions, from `.eh_frame` (with `lsda`) and from sized symbols,
+//!   what they call (`callees`), and `gaps` between them
 //! * `body`: one function decoded
 //! * `targets`: everything that may be jumped to, near the sites (with `tables`: switch tables and
 //!   `pointers`: relocations, symbols, absolute addresses)
@@ -21,10 +22,12 @@
 
 mod body;
 mod cache;
+mod callees;
 mod encode;
 mod error;
 mod flags;
 mod functions;
+mod gaps;
 mod headers;
 mod image;
 mod ldcache;

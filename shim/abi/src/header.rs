@@ -119,6 +119,10 @@ pub struct Header {
     pub xcr0: u64,
     /// Bytes of a signal frame's extended state (xsave area) as saved.
     pub xsave_bytes: u64,
+    /// Offsets of the program's CLOCK_MONOTONIC and CLOCK_BOOTTIME in the current life, ns: kept for an exec.
+    pub monotonic_offset: i64,
+    /// See `monotonic_offset`.
+    pub boottime_offset: i64,
     /// A short text that explains `reason`, zero terminated.
     pub detail: [u8; 256],
     /// Features of the processor by cpuid: leaf 1 ecx, edx; leaf 7 ebx, ecx, edx; leaf 0xd.1 eax.
@@ -177,14 +181,16 @@ pub struct Globals {
     pub stack_end: u64,
     /// Files in the file table: indices 1..=files have been used.
     pub files: u32,
-    /// Rewritten sites in the site table, sorted by address.
+    /// Rewritten sites in the site table: indices 0..sites.
     pub sites: u32,
-    /// Where the next trampoline is written, and the end of that page run. Pairs, one per library neighbourhood.
+    /// Where the trampolines are, per library.
     pub trampolines: [TrampolinePages; 64],
     /// Copy of the vdso at the address that the program knows: start and bytes.
     pub vdso: u64,
     /// See `vdso`.
     pub vdso_bytes: u64,
+    /// Offsets in that copy of the wrapped functions' entries, in the order of [`crate::life::VDSO_FUNCTIONS`].
+    pub vdso_entries: [u64; 6],
     /// Slots ever used: indices 0..slots.
     pub slots: AtomicU32,
     /// Process attributes: real uid of the region's owner.
@@ -205,17 +211,27 @@ pub struct Globals {
     pub region: [u8; PATH_BYTES],
 }
 
-/// A run of pages for trampolines within reach of one library.
+/// The trampolines of one mapped library. Each takes [`TRAMPOLINE_BYTES`]; its last four bytes are the index of its
+/// site, and the page run's first eight bytes are the gate's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TrampolinePages {
     /// First address, 0: unused.
     pub start: u64,
-    /// First free byte.
-    pub next: u64,
     /// End of the run.
     pub end: u64,
+    /// The library's text: first and last rewritten byte + 1.
+    pub low: u64,
+    /// See `low`.
+    pub high: u64,
+    /// First of its sites in the site table; they are sorted by address.
+    pub first: u32,
+    /// Number of its sites.
+    pub count: u32,
 }
+
+/// Bytes of one trampoline.
+pub const TRAMPOLINE_BYTES: u64 = 64;
 
 /// What one of the descriptors 0, 1, 2 was at start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -78,7 +78,7 @@ pub const LIFE_THREADS: u64 = 0x1000;
 /// Offset in the life area of the small stacks on which revived threads start.
 pub const LIFE_STACKS: u64 = 0x10_0000;
 /// Bytes of one such stack.
-pub const LIFE_STACK_BYTES: u64 = 0x800;
+pub const LIFE_STACK_BYTES: u64 = 0x2000;
 /// Offset in the life area of scratch memory for save and revive.
 pub const LIFE_SCRATCH: u64 = LIFE_STACKS + MAX_THREADS as u64 * LIFE_STACK_BYTES;
 /// Bytes of that scratch memory; its upper end is the stack that revive runs on.

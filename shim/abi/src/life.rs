@@ -70,8 +70,8 @@ pub struct LifeThread {
     pub parked: AtomicU32,
     /// Start-up state of a revived thread.
     pub stage: AtomicU32,
-    /// Named padding.
-    pub reserved: u32,
+    /// 1 while the thread sleeps for one of the control mapping's locks.
+    pub lock_wait: AtomicU32,
 }
 
 /// What stops the world; [`Life::stop`].
@@ -127,6 +127,9 @@ pub struct Life {
     pub vdso: Vdso,
     /// Addresses of the vdso's functions now, in the order of [`VDSO_FUNCTIONS`]; 0: absent.
     pub functions: [u64; 6],
+    /// The clocks' offsets once more, as seconds and nanoseconds (0 to 999,999,999) of MONOTONIC, then of BOOTTIME:
+    /// what the vdso's wrapper adds. Right behind `functions` (assembler relies on it).
+    pub offset_parts: [i64; 4],
     /// The region's descriptors.
     pub descriptors: RegionDescriptors,
     /// 1: handlers may use the life area (it is set up).
@@ -213,6 +216,24 @@ pub struct ResumeArgs {
     pub die_at: u32,
     /// Named padding.
     pub reserved: u32,
+    /// The kernel's mappings that make up variables and image of the vdso, in order of address; mremap(2) moves one
+    /// mapping at a time. Unused entries are zero; all are when the vdso stays where it is.
+    pub vdso_pieces: [VdsoPiece; MAX_VDSO_PIECES],
+}
+
+/// Mappings of which the kernel makes its vdso, at most (Linux 6.18: three).
+pub const MAX_VDSO_PIECES: usize = 8;
+
+/// One mapping of the vdso that moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VdsoPiece {
+    /// Where it is.
+    pub from: u64,
+    /// Where it is to be.
+    pub to: u64,
+    /// Bytes; 0: entry unused.
+    pub bytes: u64,
 }
 
 /// Stages of a resume, in order, and what is true after each. Also the points at which tests end one.
@@ -237,6 +258,9 @@ const _: () = {
     use core::mem::size_of;
     assert!(size_of::<LifeThread>() == 16);
     assert!(size_of::<Life>() <= 4096);
+    assert!(core::mem::offset_of!(Life, offset_parts) == core::mem::offset_of!(Life, functions) + 48);
     assert!(size_of::<Boot>() == 24 + 72 + 8);
     assert!(size_of::<MapStep>() == 40);
+    assert!(size_of::<VdsoPiece>() == 24);
+    assert!(size_of::<ResumeArgs>().is_multiple_of(8));
 };

@@ -63,6 +63,8 @@ pub mod flag {
     pub const STACK: u16 = 32;
     /// MAP_GROWSDOWN was asked for.
     pub const GROWSDOWN: u16 = 64;
+    /// Region memory that was asked for as shared: a forked child keeps sharing it.
+    pub const SHARED: u16 = 128;
 }
 
 /// One run of mapped (or reserved) addresses, as a node of the mapping tree.

@@ -122,6 +122,20 @@ pub struct VforkReturn {
 /// vfork children that may themselves vfork.
 pub const VFORK_DEPTH: usize = 4;
 
+/// A call that ended early, and how to issue it again.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Retry {
+    /// 1: valid. The frame says that the call returned EINTR.
+    pub valid: u64,
+    /// Address that issues the call again.
+    pub rip: u64,
+    /// Its number.
+    pub number: u64,
+    /// 1: SA_RESTART restarts it.
+    pub restartable: u64,
+}
+
 /// What a save adds to the kernel's signal frame.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -132,13 +146,9 @@ pub struct Saved {
     pub fs_base: u64,
     /// GS base of the program, if it set one itself (the shim's own is the slot's address). Not supported yet: 0.
     pub gs_base: u64,
-    /// If not 0: the frame says that a call ended with EINTR, because of the save alone. A resume that runs no
-    /// handler on this thread sets the program counter to this address, which issues the call again.
-    pub redo_rip: u64,
-    /// ... and rax to this number.
-    pub redo_rax: u64,
-    /// 1: the call is of those that SA_RESTART restarts.
-    pub redo_restart: u64,
+    /// If valid, the frame says that a call ended with EINTR, because of the save alone: a resume that runs no handler
+    /// on this thread issues it again.
+    pub retry: Retry,
     /// PR_GET_NAME.
     pub name: [u8; 16],
 }
@@ -214,6 +224,16 @@ pub struct Slot {
     pub start_child_tid: u64,
     /// New thread: its kernel mask once it is set up.
     pub start_mask: u64,
+    /// How to issue the interrupted call of the slow path again, see [`Retry`].
+    pub retry: Retry,
+    /// Return address and number of a timed call that is to be continued, not begun anew, when it comes in again.
+    pub timed_rip: u64,
+    /// See `timed_rip`.
+    pub timed_number: u64,
+    /// Fork: 1 once the child has its own copy of everything.
+    pub fork_done: AtomicU32,
+    /// Named padding.
+    pub reserved: u32,
     /// Recovery signal is to be raised on this thread (generation), 0: no.
     pub recovery: AtomicU64,
     /// Scratch for time-outs that the gate passes to the kernel instead of the program's.

@@ -232,6 +232,16 @@ impl<'a> MapTree<'a> {
         let cuts_right = right.is_some_and(|m| m.start < end);
         self.reserve(usize::from(cuts_left) + usize::from(cuts_right))?;
 
+        // Mostly it is one run or a part of one: then it is known before the tree is touched what will join.
+        let mut runs = self.range(start, end);
+        if let (Some(run), None) = (runs.next(), runs.next()) {
+            let Some(mut part) = run.part(start, end) else {
+                return Ok(()); // only in garbage
+            };
+            f(&mut part.attr);
+            return self.set(part.start, part.end, part.attr);
+        }
+
         let lo = left.map_or(start, |m| m.start);
         let hi = right.map_or(end, |m| m.end);
         let (mut low, mut middle, high) = self.carve(lo, hi);
@@ -259,8 +269,9 @@ impl<'a> MapTree<'a> {
 
     /// Puts `new` in the place of what is there.
     fn replace(&mut self, new: Mapping) -> Result<(), Full> {
-        // Neighbours that merely touch are taken out and put back as well: joining them is then no special case.
         let (left, right) = self.touching(new.start, new.end);
+        let left = left.filter(|m| m.end > new.start || m.joins(&new));
+        let right = right.filter(|m| m.start < new.end || new.joins(m));
         let mut pieces = [None; 3];
         let mut len = 0;
         let mut joiner = Joiner::default();
@@ -282,6 +293,9 @@ impl<'a> MapTree<'a> {
         // More than three runs taken out need no counting: three is the most that is put back.
         let taken = self.view().range(lo, hi).take(pieces.len()).count();
         self.reserve(len.saturating_sub(taken))?;
+        if len == 1 && pieces[0].is_some_and(|m| self.repaint(&m)) {
+            return Ok(());
+        }
         let (mut low, mut middle, high) = self.carve(lo, hi);
         while self.drain(&mut middle).is_some() {}
         for piece in pieces.iter().flatten() {

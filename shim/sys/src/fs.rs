@@ -45,7 +45,8 @@ impl Path {
         &self.bytes[..self.used]
     }
 
-    fn pointer(&self) -> usize {
+    /// Address of the zero-terminated bytes, for a system call.
+    pub(crate) fn pointer(&self) -> usize {
         self.bytes.as_ptr() as usize
     }
 }
@@ -348,4 +349,201 @@ pub fn write_at(fd: i32, buffer: &[u8], offset: u64) -> Result<usize, Errno> {
             0,
         )
     })
+}
+
+/// fsync(2): unlike fdatasync, the time of modification is written too.
+pub fn sync_all(fd: i32) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call1(libc::SYS_fsync as usize, fd as isize as usize) }).map(|_| ())
+}
+
+/// readlinkat(2); the length.
+pub fn read_link_at(directory: i32, path: &Path, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: path and buffer are valid for their lengths.
+    check(unsafe {
+        call4(
+            libc::SYS_readlinkat as usize,
+            directory as isize as usize,
+            path.pointer(),
+            buffer.as_mut_ptr() as usize,
+            buffer.len(),
+        )
+    })
+}
+
+/// linkat(2) that follows `from` (a name in a /proc directory of descriptors) to the file itself.
+pub fn link_at(from_directory: i32, from: &Path, directory: i32, path: &Path) -> Result<(), Errno> {
+    // SAFETY: both paths are zero-terminated.
+    check(unsafe {
+        call5(
+            libc::SYS_linkat as usize,
+            from_directory as isize as usize,
+            from.pointer(),
+            directory as isize as usize,
+            path.pointer(),
+            libc::AT_SYMLINK_FOLLOW as usize,
+        )
+    })
+    .map(|_| ())
+}
+
+/// mkdirat(2).
+pub fn make_directory(directory: i32, path: &Path, mode: u32) -> Result<(), Errno> {
+    // SAFETY: the path is zero-terminated.
+    check(unsafe {
+        call3(libc::SYS_mkdirat as usize, directory as isize as usize, path.pointer(), mode as usize)
+    })
+    .map(|_| ())
+}
+
+/// fchmodat(2) and fchownat(2) of a name that is not followed if it is a symbolic link's; for sockets.
+pub fn set_ownership(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<(), Errno> {
+    let at = libc::AT_FDCWD as isize as usize;
+    let no_follow = libc::AT_SYMLINK_NOFOLLOW as usize;
+    // SAFETY: the path is zero-terminated.
+    check(unsafe {
+        call5(libc::SYS_fchownat as usize, at, path.pointer(), uid as usize, gid as usize, no_follow)
+    })?;
+    // SAFETY: the path is zero-terminated.
+    check(unsafe { call3(libc::SYS_fchmodat as usize, at, path.pointer(), mode as usize) }).map(|_| ())
+}
+
+/// ioctl(FICLONE): the content of `from` without copying, where the file system can.
+pub fn clone_content(to: i32, from: i32) -> Result<(), Errno> {
+    const FICLONE: usize = 0x4004_9409;
+    // SAFETY: the argument is a descriptor.
+    check(unsafe { call3(libc::SYS_ioctl as usize, to as isize as usize, FICLONE, from as isize as usize) })
+        .map(|_| ())
+}
+
+/// tee(2): copies up to `bytes` of what lies in the pipe `from` to the pipe `to`, without waiting.
+pub fn tee(from: i32, to: i32, bytes: usize) -> Result<usize, Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe {
+        call4(
+            libc::SYS_tee as usize,
+            from as isize as usize,
+            to as isize as usize,
+            bytes,
+            libc::SPLICE_F_NONBLOCK as usize,
+        )
+    })
+}
+
+/// ioctl(2) that reads into a local of `N` bytes: terminal settings, window sizes, byte counts. `request` must be one
+/// whose answer has exactly that size, which each caller says.
+fn ioctl_read<const N: usize>(fd: i32, request: usize) -> Result<[u8; N], Errno> {
+    let mut answer = [0u8; N];
+    // SAFETY: the target is a local of the size that the request writes.
+    check(unsafe {
+        call3(libc::SYS_ioctl as usize, fd as isize as usize, request, answer.as_mut_ptr() as usize)
+    })?;
+    Ok(answer)
+}
+
+/// ioctl(FIONREAD): bytes that can be read.
+pub fn unread(fd: i32) -> Result<u32, Errno> {
+    ioctl_read::<4>(fd, 0x541b).map(u32::from_ne_bytes)
+}
+
+/// ioctl(TCGETS2): struct termios2.
+pub fn terminal(fd: i32) -> Result<[u8; 44], Errno> {
+    ioctl_read(fd, 0x802c_542a)
+}
+
+/// ioctl(TIOCGWINSZ): struct winsize.
+pub fn window(fd: i32) -> Result<[u8; 8], Errno> {
+    ioctl_read(fd, 0x5413)
+}
+
+/// ioctl(TIOCGPGRP): the terminal's foreground process group.
+pub fn foreground(fd: i32) -> Result<i32, Errno> {
+    ioctl_read(fd, 0x540f).map(i32::from_ne_bytes)
+}
+
+/// ioctl(TIOCGPTN): the number of the pseudo-terminal that this master belongs to.
+pub fn pseudo_terminal(fd: i32) -> Result<u32, Errno> {
+    ioctl_read(fd, 0x8004_5430).map(u32::from_ne_bytes)
+}
+
+/// ioctl(TCSETS2).
+pub fn set_terminal(fd: i32, settings: &[u8; 44]) -> Result<(), Errno> {
+    // SAFETY: the source has the size that the request reads.
+    check(unsafe {
+        call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x402c_542b, settings.as_ptr() as usize)
+    })
+    .map(|_| ())
+}
+
+/// ioctl(TIOCSWINSZ).
+pub fn set_window(fd: i32, size: &[u8; 8]) -> Result<(), Errno> {
+    // SAFETY: the source has the size that the request reads.
+    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x5414, size.as_ptr() as usize) })
+        .map(|_| ())
+}
+
+/// ioctl(TIOCSPTLCK, 0): lets the other side of a new pseudo-terminal be opened.
+pub fn unlock_pseudo_terminal(fd: i32) -> Result<(), Errno> {
+    let unlocked = 0i32;
+    // SAFETY: the source is a local of the size that the request reads.
+    check(unsafe {
+        call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x4004_5431, &unlocked as *const _ as usize)
+    })
+    .map(|_| ())
+}
+
+/// fcntl(F_GETOWN_EX): who gets the descriptor's signals, as type and id.
+pub fn owner(fd: i32) -> Result<[i32; 2], Errno> {
+    let mut owner = [0i32; 2];
+    // SAFETY: the target is a local, struct f_owner_ex.
+    check(unsafe { call3(libc::SYS_fcntl as usize, fd as isize as usize, 16, owner.as_mut_ptr() as usize) })?;
+    Ok(owner)
+}
+
+/// fcntl(F_SETOWN_EX).
+pub fn set_owner(fd: i32, owner: [i32; 2]) -> Result<(), Errno> {
+    // SAFETY: the source is a local, struct f_owner_ex.
+    check(unsafe { call3(libc::SYS_fcntl as usize, fd as isize as usize, 15, owner.as_ptr() as usize) }).map(|_| ())
+}
+
+/// flock(2).
+pub fn flock(fd: i32, operation: i32) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call2(libc::SYS_flock as usize, fd as isize as usize, operation as usize) }).map(|_| ())
+}
+
+/// fcntl(F_SETLK or F_OFD_SETLK) of a range; `bytes` 0: to the end.
+pub fn lock_range(fd: i32, command: i32, kind: i32, start: u64, bytes: u64) -> Result<(), Errno> {
+    let lock = libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start as i64,
+        l_len: bytes as i64,
+        l_pid: 0,
+    };
+    // SAFETY: the source is a local.
+    check(unsafe {
+        call3(libc::SYS_fcntl as usize, fd as isize as usize, command as usize, &lock as *const _ as usize)
+    })
+    .map(|_| ())
+}
+
+/// open_by_handle_at(2): an O_PATH descriptor of the file that a handle names.
+pub fn open_handle(mount: i32, kind: i32, handle: &[u8]) -> Result<i32, Errno> {
+    // struct file_handle: bytes, type, handle.
+    let mut whole = [0u8; 8 + 128];
+    let bytes = handle.len().min(128);
+    whole[0..4].copy_from_slice(&(bytes as u32).to_ne_bytes());
+    whole[4..8].copy_from_slice(&kind.to_ne_bytes());
+    whole[8..8 + bytes].copy_from_slice(&handle[..bytes]);
+    // SAFETY: the handle is a local that says its own length.
+    check(unsafe {
+        call3(
+            libc::SYS_open_by_handle_at as usize,
+            mount as isize as usize,
+            whole.as_ptr() as usize,
+            (libc::O_PATH | libc::O_CLOEXEC) as usize,
+        )
+    })
+    .map(|fd| fd as i32)
 }

@@ -1,7 +1,7 @@
 //! Clocks and interval timers.
 #![allow(unsafe_code)]
 
-use crate::raw::{Errno, call2, call3, check};
+use crate::raw::{Errno, call2, call3, call4, check};
 
 /// Nanoseconds of a second.
 pub const SECOND: i64 = 1_000_000_000;
@@ -36,4 +36,39 @@ pub fn interval_timer(which: u32) -> Result<IntervalTimer, Errno> {
 pub fn set_interval_timer(which: u32, timer: &IntervalTimer) -> Result<(), Errno> {
     // SAFETY: the source is a valid reference.
     check(unsafe { call3(libc::SYS_setitimer as usize, which as usize, timer as *const _ as usize, 0) }).map(|_| ())
+}
+
+/// timerfd_create(2).
+pub fn timerfd(clock: u32, flags: i32) -> Result<i32, Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call2(libc::SYS_timerfd_create as usize, clock as usize, flags as usize) }).map(|fd| fd as i32)
+}
+
+/// timerfd_gettime(2): remaining time and period, ns. Expirations that are due are counted first.
+pub fn timerfd_remaining(fd: i32) -> Result<(u64, u64), Errno> {
+    let mut times = [0i64; 4];
+    // SAFETY: the target is a local, struct itimerspec (period, remaining).
+    check(unsafe { call2(libc::SYS_timerfd_gettime as usize, fd as isize as usize, times.as_mut_ptr() as usize) })?;
+    let [interval_s, interval_ns, value_s, value_ns] = times;
+    Ok(((value_s * SECOND + value_ns) as u64, (interval_s * SECOND + interval_ns) as u64))
+}
+
+/// timerfd_settime(2), ns.
+pub fn timerfd_set(fd: i32, flags: i32, value_ns: u64, interval_ns: u64) -> Result<(), Errno> {
+    let second = SECOND as u64;
+    let times = [interval_ns / second, interval_ns % second, value_ns / second, value_ns % second];
+    // SAFETY: the source is a local, struct itimerspec.
+    check(unsafe {
+        call4(libc::SYS_timerfd_settime as usize, fd as isize as usize, flags as usize, times.as_ptr() as usize, 0)
+    })
+    .map(|_| ())
+}
+
+/// ioctl(TFD_IOC_SET_TICKS): the number of expirations that the next read reports (kernels with checkpoint support).
+pub fn timerfd_set_ticks(fd: i32, ticks: u64) -> Result<(), Errno> {
+    // SAFETY: the source is a local of the size that the request reads.
+    check(unsafe {
+        call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x4008_5400, &ticks as *const _ as usize)
+    })
+    .map(|_| ())
 }

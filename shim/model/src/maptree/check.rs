@@ -34,26 +34,30 @@ impl MapView<'_> {
     /// Visits the runs in order. No node is visited twice: addresses must rise strictly; a cycle that never gets as
     /// far as a visit exceeds the depth.
     fn check_tree(&self) -> Result<(), &'static str> {
-        let mut path = [0u32; MAX_DEPTH];
-        let mut depth = 0;
+        // The nodes above that are yet to be visited, and the depth of each.
+        let mut path = [(0u32, 0usize); MAX_DEPTH];
+        let mut len = 0;
         let mut link = self.head.root;
+        let mut depth = 0;
         let mut last: Option<Mapping> = None;
         let mut seen = 0u32;
         loop {
             while link != 0 {
                 let n = self.linked(link)?;
-                let slot = path
-                    .get_mut(depth)
-                    .ok_or("mapping table: too deep, or a cycle")?;
-                *slot = link;
                 depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err("mapping table: too deep, or a cycle");
+                }
+                path[len] = (link, depth);
+                len += 1;
                 link = n.left;
             }
-            let Some(above) = depth.checked_sub(1) else {
+            let Some(above) = len.checked_sub(1) else {
                 break;
             };
-            depth = above;
-            let here = path[depth];
+            len = above;
+            let (here, own_depth) = path[len];
+            depth = own_depth;
             let n = self.linked(here)?;
             let run = self.check_node(here, n)?;
             if let Some(last) = last {

@@ -110,9 +110,7 @@ impl<'a> Looking<'a> {
         if let Some(hole) = near.or_else(|| self.before(n).filter(long)) {
             return Some(Spot::At(hole));
         }
-        self.left(n)
-            .filter(|l| l.max_gap >= want)
-            .map(Spot::Within)
+        self.left(n).filter(|l| l.max_gap >= want).map(Spot::Within)
     }
 
     /// The highest hole of at least `want` bytes (not 0) that starts below `limit`.

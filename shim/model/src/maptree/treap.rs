@@ -269,6 +269,28 @@ impl MapTree<'_> {
         self.merge(root, link)
     }
 
+    /// Changes only the attributes of the run with the same bounds as `run`; false if there is none. The tree keeps
+    /// its shape; whether neighbours join is the caller's concern.
+    pub(super) fn repaint(&mut self, run: &Mapping) -> bool {
+        let mut link = self.head.root;
+        for _ in 0..MAX_DEPTH {
+            let Some(n) = self.node_mut(link) else { break };
+            if n.start == run.start {
+                if n.end != run.end {
+                    break;
+                }
+                n.offset = run.attr.offset;
+                n.file = run.attr.file;
+                n.flags = run.attr.flags;
+                n.prot = run.attr.prot;
+                n.kind = run.attr.kind as u8;
+                return true;
+            }
+            link = if run.start < n.start { n.left } else { n.right };
+        }
+        false
+    }
+
     /// Removes the lowest run of a tree that is being taken apart, and frees its node.
     ///
     /// Rotates it to the top on the way, which spares a stack; all of a tree costs two steps for each node. What the

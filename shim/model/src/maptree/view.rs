@@ -100,7 +100,10 @@ impl<'a> MapView<'a> {
 
     /// Number of nodes that are free.
     pub fn spare(&self) -> usize {
-        self.nodes.len().saturating_sub(1).saturating_sub(self.len())
+        self.nodes
+            .len()
+            .saturating_sub(1)
+            .saturating_sub(self.len())
     }
 }
 

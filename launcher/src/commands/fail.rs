@@ -1,0 +1,177 @@
+//! `zhuque fail`: a power failure for chosen programs.
+//!
+//! Every thread is told by itself (tgkill): that is an order of magnitude faster than one thread that has to be
+//! scheduled first to tell the others.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail, ensure};
+use zhuque_abi::header::Phase;
+
+use crate::control::Summary;
+use crate::flags::Fail;
+use crate::process::{Announcement, Program};
+use crate::region::{Region, State};
+use crate::store::Store;
+use crate::watch::Watch;
+use crate::{failure, render, report};
+
+/// How long a program may take to be saved, and to end after that.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How often threads that were born meanwhile are looked for.
+const ROUND: Duration = Duration::from_micros(300);
+
+/// Fails every region named, or all that run; goes on with the others when one cannot be saved.
+pub fn fail(store: Option<&Path>, flags: &Fail) -> anyhow::Result<i32> {
+    let store = Store::open(store)?;
+    let names = if flags.all {
+        running(&store)?
+    } else {
+        flags.names.clone()
+    };
+    let mut status = 0;
+    for name in &names {
+        match fail_one(&store, name) {
+            Ok(line) if !line.is_empty() => report::print(&format!("{line}\n"))?,
+            Ok(_) => {}
+            Err(error) => {
+                report::complain(&failure::line(&error));
+                status = failure::status(&error);
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// The names of all regions whose programs run.
+fn running(store: &Store) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in store.names()? {
+        let Some(name) = name.to_str() else { continue };
+        let Ok(region) = Region::open(store, name) else {
+            continue;
+        };
+        let Ok(summary) = region.summary() else {
+            continue;
+        };
+        if matches!(region.state(&summary), State::Running | State::Starting) {
+            names.push(name.to_string());
+        }
+    }
+    Ok(names)
+}
+
+/// Fails one region; what to say about it.
+fn fail_one(store: &Store, name: &str) -> anyhow::Result<String> {
+    let region = Region::open(store, name)?;
+    let watch = region.watch()?;
+    let program = find(&region, &watch)?;
+    let start = Instant::now();
+    save(&region, &watch, &program)?;
+    let took = start.elapsed();
+    let summary = region.summary()?;
+    leave(&region, &program, start)?;
+    Ok(line(name, &summary, took))
+}
+
+/// `memcached: saved 10 threads in 0.41 ms (64 µs stopped)`
+fn line(name: &str, summary: &Summary, took: Duration) -> String {
+    let threads = render::count(u64::from(summary.threads), "thread");
+    let took = render::nanoseconds(took.as_nanos() as u64);
+    let stopped = render::nanoseconds(summary.save_stop_ns);
+    format!("{name}: saved {threads} in {took} ({stopped} stopped)")
+}
+
+/// The program of a region that runs.
+fn find(region: &Region, watch: &Watch) -> anyhow::Result<Program> {
+    let name = region.name();
+    let start = Instant::now();
+    loop {
+        let word = watch.word();
+        let summary = region.summary()?;
+        match region.state(&summary) {
+            State::Running => {}
+            State::Creating | State::Starting if start.elapsed() < LIMIT && region.is_busy() => {
+                // It is about to run.
+                watch.wait(word, Duration::from_millis(1));
+                continue;
+            }
+            state => bail!(
+                "{name}: it does not run ({}); zhuque ls shows what does",
+                state.name()
+            ),
+        }
+        // After a resume the pid is written right after the phase.
+        match region.program(summary.pid) {
+            Some(program) => return Ok(program),
+            None if start.elapsed() > LIMIT => {
+                bail!(
+                    "{name}: it is in use, but its process {} cannot be found; is it in another container?",
+                    summary.pid
+                )
+            }
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// Announces the failure and waits until the program is saved.
+fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()> {
+    let name = region.name();
+    let start = Instant::now();
+    let mut announcement = Announcement::default();
+    let before = watch.generation();
+    let told = announcement.announce(program.pid);
+    ensure!(told > 0, "{name}: it has just ended");
+    loop {
+        let word = watch.word();
+        match Phase::from_raw(word as u8) {
+            Some(Phase::Saved) => return Ok(()),
+            Some(Phase::Unsaved) => {
+                bail!(
+                    "{name}: not saved: {}; zhuque inspect {name} shows what is left",
+                    region.summary()?.why()
+                )
+            }
+            Some(Phase::Ended) => bail!("{name}: it ended by itself before it was saved"),
+            _ if watch.generation() != before => {
+                bail!("{name}: it was saved and resumed by somebody else meanwhile")
+            }
+            _ => {}
+        }
+        if program.ended() && watch.word() == word {
+            bail!("{name}: it ended before it was saved; zhuque inspect {name} shows what is left");
+        }
+        if start.elapsed() > LIMIT {
+            bail!(
+                "{name}: not saved within {} s (process {}); zhuque rm {name} ends it, unsaved",
+                LIMIT.as_secs(),
+                program.pid
+            );
+        }
+        watch.wait(word, ROUND);
+        announcement.announce(program.pid);
+    }
+}
+
+/// Waits until the program is gone and its region free, so that a resume that follows finds it so.
+fn leave(region: &Region, program: &Program, start: Instant) -> anyhow::Result<()> {
+    let name = region.name();
+    let late = || {
+        anyhow!(
+            "{name}: saved, but process {} does not end; zhuque rm would lose it, kill it by hand",
+            program.pid
+        )
+    };
+    if !program.wait(LIMIT) {
+        return Err(late());
+    }
+    while region.is_busy() {
+        if start.elapsed() > 2 * LIMIT {
+            return Err(late());
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    Ok(())
+}

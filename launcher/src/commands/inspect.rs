@@ -1,0 +1,446 @@
+//! `zhuque inspect`: what a region holds.
+//!
+//! A region is untrusted: everything goes through `control` (copies, bounds, checksums) and the checked mapping
+//! table of `zhuque-model`. While the program runs its tables change under our eyes; they are read again until they
+//! hold together.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::mem::{offset_of, size_of};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{anyhow, bail};
+use nix::fcntl::OFlag;
+use serde_json::{Value, json};
+use zhuque_abi::header::Globals;
+use zhuque_abi::journal::Record;
+use zhuque_abi::layout::*;
+use zhuque_abi::maps::{Kind, flag};
+use zhuque_abi::slot::{Frame, Saved, Slot, state};
+use zhuque_model::maptree::{MapView, Mapping};
+
+use crate::commands::describe::{self, frame};
+use crate::control::{Summary, text, u32_at, u64_at};
+use crate::flags::{Inspect, What};
+use crate::region::{Region, State};
+use crate::render::{self, Table};
+use crate::store::Store;
+use crate::{process, report};
+
+/// How often a table that changes is read again.
+const TRIES: usize = 20;
+
+/// Shows a region or a part of it.
+pub fn inspect(store: Option<&Path>, flags: &Inspect) -> anyhow::Result<i32> {
+    let store = Store::open(store)?;
+    let region = Region::open(&store, &flags.name)?;
+    let summary = region.summary()?;
+    let (value, text) = match flags.what {
+        None => whole(&region, &summary),
+        Some(What::Maps) => maps(&region)?,
+        Some(What::Threads) => threads(&region, &summary)?,
+        Some(What::Fds) => descriptors(&region, &summary)?,
+        Some(What::Journal) => journal(&region, &summary)?,
+    };
+    report::print(&if flags.json {
+        render::json(&value)
+    } else {
+        text
+    })?;
+    Ok(0)
+}
+
+/// The summary.
+fn whole(region: &Region, summary: &Summary) -> (Value, String) {
+    let state = region.state(summary);
+    let runs = matches!(state, State::Running | State::Starting);
+    let program = region.program(summary.pid).filter(|_| runs);
+    let command = match &program {
+        Some(program) => process::command_line(program.pid),
+        None => describe::saved_command(region, summary),
+    };
+    let threads = match &program {
+        Some(program) => process::threads(program.pid) as u64,
+        None => summary.threads.into(),
+    };
+    let mappings = mappings(region).map_or_else(|error| error.to_string(), |all| by_kind(&all));
+    let value = json!({
+        "name": region.name(),
+        "path": region.path().to_string_lossy(),
+        "state": state.name(),
+        "pid": runs.then_some(summary.pid),
+        "virtual_pid": summary.virtual_pid,
+        "generation": summary.generation,
+        "threads": threads,
+        "bytes": region.bytes(),
+        "program": command,
+        "reason": summary.why(),
+        "created_ns": summary.created_ns,
+        "saved_ns": summary.saved_realtime_ns,
+        "save_stop_ns": summary.save_stop_ns,
+        "save_total_ns": summary.save_total_ns,
+        "journal_bytes": summary.journal_bytes,
+        "exit_status": summary.exit_status,
+        "base": format!("{:#x}", summary.base),
+        "shim_start": format!("{:#x}", summary.shim_start),
+        "revive": format!("{:#x}", summary.revive),
+        "mappings": mappings,
+    });
+    let mut lines: Vec<(&str, String)> = vec![
+        ("name", region.name().into()),
+        ("path", region.path().to_string_lossy().into()),
+        ("state", state.name().into()),
+        ("program", command.unwrap_or_else(|| "-".into())),
+        ("generation", summary.generation.to_string()),
+        ("threads", threads.to_string()),
+        ("size", render::bytes(region.bytes())),
+        ("mappings", mappings),
+    ];
+    if runs {
+        lines.push(("process", summary.pid.to_string()));
+    }
+    if summary.save_total_ns != 0 {
+        let (total, stop) = (summary.save_total_ns, summary.save_stop_ns);
+        let times = [total, stop].map(render::nanoseconds);
+        lines.push((
+            "last save",
+            format!("{}, {} to stop all threads", times[0], times[1]),
+        ));
+        lines.push(("journal", render::bytes(summary.journal_bytes)));
+    }
+    if !summary.why().is_empty() {
+        lines.push(("reason", summary.why()));
+    }
+    let mut out = String::new();
+    for (name, value) in lines {
+        let _ = writeln!(out, "{:<12}{value}", format!("{name}:"));
+    }
+    (value, out)
+}
+
+/// `3 files, 12 region (1.2 GiB), ...`
+fn by_kind(all: &[Mapping]) -> String {
+    let mut kinds = BTreeMap::<&str, (u64, u64)>::new();
+    for mapping in all {
+        let (number, bytes) = kinds.entry(kind_name(mapping.attr.kind)).or_default();
+        *number += 1;
+        *bytes = bytes.saturating_add(mapping.bytes());
+    }
+    let parts: Vec<_> = { kinds.iter() }
+        .map(|(kind, (number, bytes))| format!("{number} {kind} ({})", render::bytes(*bytes)))
+        .collect();
+    if parts.is_empty() {
+        "none".into()
+    } else {
+        parts.join(", ")
+    }
+}
+
+/// The mapping table, once it holds together.
+fn mappings(region: &Region) -> anyhow::Result<Vec<Mapping>> {
+    let name = region.name();
+    let mut why = "";
+    for _ in 0..TRIES {
+        let globals = region.control().globals()?;
+        let (head, nodes) = region
+            .control()
+            .mappings(&globals)
+            .map_err(|e| anyhow!("{name}: damaged: {e}"))?;
+        // Nodes that are not used yet are not read; for the check they exist.
+        let view = MapView::new(&head, &nodes);
+        match view.check() {
+            Ok(()) => return Ok(view.iter().collect()),
+            Err(error) => why = error,
+        }
+        if !region.is_busy() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    bail!("{name}: {why}")
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Free => "free",
+        Kind::Region => "region",
+        Kind::Reserve => "reserved",
+        Kind::FilePrivate => "file",
+        Kind::FileShared => "shared file",
+        Kind::Control => "control",
+        Kind::Volatile => "volatile",
+        Kind::Headroom => "headroom",
+    }
+}
+
+/// `inspect NAME maps`
+fn maps(region: &Region) -> anyhow::Result<(Value, String)> {
+    let mut files = HashMap::new();
+    let mut out = String::new();
+    let mut values = Vec::new();
+    for mapping in mappings(region)? {
+        let attr = mapping.attr;
+        let file = attr.has_file().then(|| {
+            let path = files.entry(attr.file).or_insert_with(|| {
+                let path = region.control().mapped_file(attr.file);
+                path.unwrap_or_else(|error| error.to_string())
+            });
+            path.clone()
+        });
+        let protection = protection(attr.prot);
+        let flags = flag_names(attr.flags);
+        let _ = writeln!(
+            out,
+            "{:012x}-{:012x} {protection} {:<11} {:>9} {}",
+            mapping.start,
+            mapping.end,
+            kind_name(attr.kind),
+            render::bytes(mapping.bytes()),
+            [
+                file.as_ref()
+                    .map_or_else(String::new, |file| format!("{file}+{:#x}", attr.offset)),
+                flags.join(","),
+            ]
+            .join(" ")
+            .trim(),
+        );
+        values.push(json!({
+            "start": format!("{:#x}", mapping.start),
+            "end": format!("{:#x}", mapping.end),
+            "bytes": mapping.bytes(),
+            "protection": protection,
+            "kind": kind_name(attr.kind),
+            "file": file,
+            "offset": attr.offset,
+            "flags": flags,
+        }));
+    }
+    let out: String = out
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect();
+    Ok((Value::Array(values), out))
+}
+
+fn protection(bits: u8) -> String {
+    let bits = i32::from(bits);
+    [
+        (libc::PROT_READ, 'r'),
+        (libc::PROT_WRITE, 'w'),
+        (libc::PROT_EXEC, 'x'),
+    ]
+    .map(|(bit, letter)| if bits & bit == 0 { '-' } else { letter })
+    .iter()
+    .collect()
+}
+
+fn flag_names(flags: u16) -> Vec<&'static str> {
+    [
+        (flag::PATCHED, "patched"),
+        (flag::DONTFORK, "dontfork"),
+        (flag::WIPEONFORK, "wipeonfork"),
+        (flag::LOCKED, "locked"),
+        (flag::FROM_FILE, "from-file"),
+        (flag::STACK, "stack"),
+        (flag::GROWSDOWN, "growsdown"),
+    ]
+    .into_iter()
+    .filter_map(|(bit, name)| (flags & bit != 0).then_some(name))
+    .collect()
+}
+
+/// One thread's slot.
+struct Thread {
+    index: usize,
+    virtual_tid: u32,
+    state: &'static str,
+    name: String,
+    /// Call number while the thread is in the gate.
+    call: Option<u64>,
+    /// Program counter and stack pointer of the saved frame.
+    saved: Option<(u64, u64)>,
+    fs_base: u64,
+}
+
+/// `inspect NAME threads`
+fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)> {
+    let all = mappings(region).unwrap_or_default();
+    let globals = region.control().globals()?;
+    let slots = (u32_at(&globals, offset_of!(Globals, slots)) as usize).min(MAX_THREADS);
+    let mut table = Table::new(&["SLOT", "THREAD", "STATE", "NAME", "CALL", "AT"]);
+    let mut values = Vec::new();
+    for index in 0..slots {
+        let bytes = region
+            .control()
+            .read(SLOTS_OFFSET + index as u64 * SLOT_STRIDE, size_of::<Slot>())?;
+        let thread = thread(region, summary, &all, index, &bytes);
+        if thread.state == "free" {
+            continue;
+        }
+        let place = thread.saved.map(|(rip, _)| place(region, &all, rip));
+        table.row(vec![
+            index.to_string(),
+            thread.virtual_tid.to_string(),
+            thread.state.into(),
+            if thread.name.is_empty() {
+                "-".into()
+            } else {
+                thread.name.clone()
+            },
+            thread
+                .call
+                .map_or_else(|| "-".into(), |call| call.to_string()),
+            place.clone().unwrap_or_else(|| "-".into()),
+        ]);
+        values.push(json!({
+            "slot": thread.index,
+            "thread": thread.virtual_tid,
+            "state": thread.state,
+            "name": thread.name,
+            "call": thread.call,
+            "rip": thread.saved.map(|(rip, _)| format!("{rip:#x}")),
+            "rsp": thread.saved.map(|(_, rsp)| format!("{rsp:#x}")),
+            "at": place,
+            "fs_base": format!("{:#x}", thread.fs_base),
+        }));
+    }
+    Ok((Value::Array(values), table.render()))
+}
+
+/// Decodes a slot.
+fn thread(
+    region: &Region,
+    summary: &Summary,
+    all: &[Mapping],
+    index: usize,
+    bytes: &[u8],
+) -> Thread {
+    let saved = offset_of!(Slot, saved);
+    let context = u64_at(bytes, saved + offset_of!(Saved, frame));
+    let register = |offset: u64| guest_word(region, summary, all, context.checked_add(offset)?);
+    let frame = match context {
+        0 => None,
+        _ => register(frame::RIP).zip(register(frame::RSP)),
+    };
+    let in_gate = u32_at(bytes, offset_of!(Slot, in_gate)) != 0;
+    let name = saved + offset_of!(Saved, name);
+    Thread {
+        index,
+        virtual_tid: u32_at(bytes, offset_of!(Slot, virtual_tid)),
+        state: match u32_at(bytes, offset_of!(Slot, state)) {
+            state::FREE => "free",
+            state::BORN => "born",
+            state::LIVE => "live",
+            state::EXITING => "exiting",
+            _ => "damaged",
+        },
+        name: text(bytes.get(name..name + 16).unwrap_or_default()),
+        call: in_gate.then(|| u64_at(bytes, offset_of!(Slot, frame) + offset_of!(Frame, number))),
+        saved: frame,
+        fs_base: u64_at(bytes, saved + offset_of!(Saved, fs_base)),
+    }
+}
+
+/// The word at an address of the program's, from the control file or a slice; `None` if it is nowhere.
+fn guest_word(region: &Region, summary: &Summary, all: &[Mapping], address: u64) -> Option<u64> {
+    let mut word = [0; 8];
+    let inside = address
+        .checked_sub(summary.base)
+        .filter(|offset| *offset < CONTROL_BYTES);
+    if let Some(offset) = inside {
+        region
+            .control()
+            .file()
+            .read_exact_at(&mut word, offset)
+            .ok()?;
+        return Some(u64::from_le_bytes(word));
+    }
+    let mapping = find(all, address)?;
+    if mapping.attr.kind != Kind::Region {
+        return None;
+    }
+    let (slice, offset) = slice_of(address);
+    let file = region
+        .open_file(&format!("{SLICE_PREFIX}{slice:02}"), OFlag::O_RDONLY)
+        .ok()?;
+    file.read_exact_at(&mut word, offset).ok()?;
+    Some(u64::from_le_bytes(word))
+}
+
+/// The mapping that holds an address.
+fn find(all: &[Mapping], address: u64) -> Option<&Mapping> {
+    let index = all.partition_point(|mapping| mapping.end <= address);
+    all.get(index).filter(|mapping| mapping.start <= address)
+}
+
+/// `/lib/libc.so.6+0x1234`, or the bare address.
+fn place(region: &Region, all: &[Mapping], address: u64) -> String {
+    let Some(mapping) = find(all, address).filter(|mapping| mapping.attr.has_file()) else {
+        return format!("{address:#x}");
+    };
+    let file = region.control().mapped_file(mapping.attr.file);
+    let offset = (address - mapping.start).wrapping_add(mapping.attr.offset);
+    format!("{}+{offset:#x}", file.unwrap_or_default())
+}
+
+/// `inspect NAME fds`
+fn descriptors(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)> {
+    let bytes = describe::journal(region, summary)?;
+    let (records, error) = describe::records(&bytes);
+    let mut descriptions = HashMap::new();
+    for record in &records {
+        if let Record::Description(description) = record {
+            descriptions.insert(description.id, description);
+        }
+    }
+    let mut all: Vec<_> = { records.iter() }
+        .filter_map(|record| match record {
+            Record::Descriptor {
+                fd,
+                description,
+                cloexec,
+            } => Some((*fd, *description, *cloexec)),
+            _ => None,
+        })
+        .collect();
+    all.sort_unstable();
+    let mut table = Table::new(&["FD", "ID", "FLAGS", "CLOEXEC", "WHAT"]);
+    let mut values = Vec::new();
+    for (fd, id, cloexec) in all {
+        let description = descriptions.get(&id);
+        let what = description.map_or_else(|| "missing".into(), |d| describe::object(&d.object));
+        let flags = description.map_or(0, |description| description.flags);
+        table.row(vec![
+            fd.to_string(),
+            id.to_string(),
+            format!("{flags:#o}"),
+            if cloexec { "yes".into() } else { "no".into() },
+            what.clone(),
+        ]);
+        values.push(json!({
+            "fd": fd, "description": id, "flags": flags, "cloexec": cloexec, "what": what,
+            "details": description.map(|d| describe::json(&Record::Description((*d).clone()))),
+        }));
+    }
+    complain(region, error);
+    Ok((Value::Array(values), table.render()))
+}
+
+/// `inspect NAME journal`
+fn journal(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)> {
+    let bytes = describe::journal(region, summary)?;
+    let (records, error) = describe::records(&bytes);
+    let values = records.iter().map(describe::json).collect();
+    let lines = records.iter().map(|record| describe::line(record) + "\n");
+    let text = lines.collect();
+    complain(region, error);
+    Ok((Value::Array(values), text))
+}
+
+/// Says that a journal does not end as it should.
+fn complain(region: &Region, error: Option<String>) {
+    if let Some(error) = error {
+        report::complain(&format!("{}: damaged: {error}", region.name()));
+    }
+}

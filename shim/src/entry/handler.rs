@@ -1,0 +1,151 @@
+//! The kernel-level signal handler: every signal that anyone handles comes in here, on the thread's own signal stack,
+//! with every other signal blocked.
+//!
+//! * SIGSYS from Syscall User Dispatch: the call is taken to the gate, as if a trampoline had led there.
+//! * SIGPWR: a power failure, a stop of the world, or the kick that ends a critical section of the gate.
+//! * SIGSEGV and SIGBUS inside [`zhuque_sys::user::copy`]: the copy reports EFAULT.
+//! * Everything else is the program's: delivered at once (`family::signals::deliver`), or put off until the gate's
+//!   critical section has ended.
+#![allow(unsafe_code)]
+
+use super::place::{self, State};
+use super::sites;
+use crate::context::Context;
+use crate::family::signals::{self, Program};
+use crate::{control, save};
+use core::sync::atomic::Ordering;
+use zhuque_abi::life::stop;
+use zhuque_abi::slot::{Retry, SigInfo, Slot, pending};
+use zhuque_sys::signal::bit;
+use zhuque_sys::{process, user};
+
+/// si_code of Syscall User Dispatch (SYS_USER_DISPATCH).
+const SYS_USER_DISPATCH: i32 = 2;
+/// si_code of tgkill.
+const SI_TKILL: i32 = -6;
+/// Signals that the kernel must always be able to deliver: ours, and those that an instruction causes.
+pub const NEVER_BLOCKED: u64 = bit(libc::SIGSYS as u32) | bit(libc::SIGPWR as u32);
+/// Faults: blocked ones would kill the process.
+pub const FAULTS: u64 = bit(libc::SIGSEGV as u32)
+    | bit(libc::SIGBUS as u32)
+    | bit(libc::SIGILL as u32)
+    | bit(libc::SIGFPE as u32)
+    | bit(libc::SIGTRAP as u32);
+
+/// The calling thread's slot.
+pub fn current_slot() -> *mut Slot {
+    let slot: *mut Slot;
+    // SAFETY: the GS base of every thread that runs guest code is its slot, whose first word is its own address.
+    unsafe { core::arch::asm!("mov {}, gs:[0]", out(reg) slot, options(nostack, readonly, preserves_flags)) };
+    slot
+}
+
+/// The kernel's entry. `info` and `context` are parts of the frame that the kernel has pushed.
+///
+/// # Safety
+/// Called by the kernel only.
+pub unsafe extern "C" fn on_signal(signal: u32, info: *mut SigInfo, context: *mut Context) {
+    // SAFETY: the kernel's frame is exclusively this handler's, and the slot is this thread's.
+    let (info, context, slot) = unsafe { (&mut *info, &mut *context, &mut *current_slot()) };
+    let code = (info[1] & 0xffff_ffff) as i32;
+    match signal as i32 {
+        libc::SIGSYS if code == SYS_USER_DISPATCH => dispatch(context),
+        libc::SIGPWR => power(slot, info, context, code),
+        libc::SIGSEGV | libc::SIGBUS if code > 0 && user::fixup(context.machine.rip).is_some() => {
+            context.machine.rip = user::fixup(context.machine.rip).unwrap_or(0);
+        }
+        _ => program_signal(slot, signal, info, context, code),
+    }
+}
+
+/// A `syscall` instruction outside the gate: the kernel has rolled it back, the counter stands behind it.
+fn dispatch(context: &mut Context) {
+    let m = &mut context.machine;
+    m.rcx = m.rip;
+    m.rip = place::gate();
+}
+
+/// A signal of the program.
+fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Context, code: i32) {
+    let fault = code > 0 && FAULTS & bit(signal) != 0;
+    match place::program_state(context, slot) {
+        State::Program(retry) => {
+            let program = Program { signal, info: *info, retry, mask: context.mask };
+            signals::deliver(slot, program, context);
+            context.machine.rip = sites::executable(context.machine.rip);
+        }
+        State::Critical if fault => {
+            // A fault of our own code. The signal is the program's death; leave the kernel to it, at the instruction.
+            crate::die::fault(signal, context.machine.rip, info[2]);
+        }
+        State::Critical => {
+            slot.deferred.mask = context.mask;
+            slot.deferred.signal = signal;
+            slot.deferred.info = *info;
+            slot.pending.fetch_or(pending::SIGNAL, Ordering::Relaxed);
+            context.mask = !(NEVER_BLOCKED | FAULTS);
+        }
+    }
+}
+
+/// SIGPWR.
+fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
+    let life = control::life();
+    let sender = (info[2] & 0xffff_ffff) as u32;
+    let kick = code == SI_TKILL && sender == life.pid;
+    if !kick {
+        save::announce();
+    }
+    let mut retry = match place::program_state(context, slot) {
+        State::Critical => {
+            slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
+            return;
+        }
+        State::Program(retry) => retry,
+    };
+    let waiting = slot.pending.swap(0, Ordering::Relaxed);
+    if waiting & pending::SIGNAL != 0 {
+        let deferred = slot.deferred;
+        context.mask = deferred.mask;
+        let program = Program { signal: deferred.signal, info: deferred.info, retry, mask: deferred.mask };
+        signals::deliver(slot, program, context);
+        retry = None;
+    }
+    match life.stop.load(Ordering::Acquire) {
+        stop::FORK => {
+            reissue(slot, &mut retry, context);
+            context.machine.rip = sites::executable(context.machine.rip);
+            save::park_for_fork(slot);
+            if save::announced() {
+                // The failure was announced while the world stood still for a fork: it is due now.
+                let _ = zhuque_sys::signal::send(life.pid, process::tid(), libc::SIGPWR as u32);
+            }
+        }
+        _ if save::announced() => {
+            if retry.is_some() && signals::deliverable(context.mask) {
+                // A signal of the program is on its way and would have ended the call.
+                retry = None;
+            }
+            if let Some(retry) = &mut retry {
+                retry.rip = sites::executable(retry.rip);
+            }
+            context.machine.rip = sites::executable(context.machine.rip);
+            save::save_this_thread(slot, context, retry);
+        }
+        _ => {
+            reissue(slot, &mut retry, context);
+            context.machine.rip = sites::executable(context.machine.rip);
+        }
+    }
+}
+
+/// Lets an interrupted call be issued again, unless a signal of the program is about to end it anyway.
+fn reissue(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Context) {
+    if let Some(retry) = retry.take()
+        && !signals::deliverable(context.mask)
+    {
+        context.machine.rip = retry.rip;
+        context.machine.rax = retry.number;
+        slot.retry.valid = 0;
+    }
+}

@@ -1,0 +1,273 @@
+//! Rewriting call sites by plan, and again at resume.
+//!
+//! A site's `syscall` and its neighbours make room for a five-byte jump to a trampoline, which does what the
+//! overwritten instructions did around a jump into the gate. Only while nobody can be executing there: at start, and
+//! when a library has just been mapped and nobody knows its address yet.
+#![allow(unsafe_code)]
+
+use super::place;
+use crate::control;
+use crate::family::memory::{Memory, by_slice, map_slices, region, slice_fd};
+use zhuque_abi::header::{Patched, TRAMPOLINE_BYTES, TrampolinePages};
+use zhuque_abi::layout::{MAX_SITES, PAGE, PLAN_FILE, page_down, page_up};
+use zhuque_abi::maps::{Kind, flag};
+use zhuque_abi::sites::{LibraryPlan, PLAN_MAGIC, PLAN_VERSION, PlanHeader, Site};
+use zhuque_model::maptree::{Attr, Mapping};
+use zhuque_sys::{Errno, fs, mm, user};
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const READ_EXEC: i32 = libc::PROT_READ | libc::PROT_EXEC;
+/// A jump's reach, with room for the trampolines themselves.
+const REACH: u64 = 0x7000_0000;
+
+/// The region's plan, mapped for reading.
+struct Plan {
+    at: u64,
+    bytes: u64,
+}
+
+impl Plan {
+    fn open() -> Option<Plan> {
+        let mut path = fs::Path::new();
+        path.push(PLAN_FILE.as_bytes());
+        let file = fs::open_at(control::life().descriptors.directory, &path, libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
+        let bytes = fs::stat_fd(file).ok()?.st_size as u64;
+        // SAFETY: a fresh mapping.
+        let at = unsafe { mm::mmap(0, bytes.max(1), libc::PROT_READ, libc::MAP_PRIVATE, file, 0) };
+        let _ = fs::close(file);
+        let plan = Plan { at: at.ok()?, bytes };
+        plan.valid().then_some(plan)
+    }
+
+    fn header(&self) -> PlanHeader {
+        // SAFETY: the mapping has at least a page, and any bit pattern is a valid header.
+        unsafe { *(self.at as *const PlanHeader) }
+    }
+
+    /// The launcher has written it for this region; what matters is that nothing is read outside of it.
+    fn valid(&self) -> bool {
+        if self.bytes < size_of::<PlanHeader>() as u64 {
+            return false;
+        }
+        let header = self.header();
+        let libraries = u64::from(header.libraries) * size_of::<LibraryPlan>() as u64;
+        let sites = u64::from(header.sites) * size_of::<Site>() as u64;
+        header.magic == PLAN_MAGIC
+            && header.version == PLAN_VERSION
+            && size_of::<PlanHeader>() as u64 + libraries + sites <= self.bytes
+    }
+
+    fn libraries(&self) -> &[LibraryPlan] {
+        // SAFETY: `valid` has checked the bounds; any bit pattern is a valid record.
+        unsafe {
+            core::slice::from_raw_parts(
+                (self.at + size_of::<PlanHeader>() as u64) as *const LibraryPlan,
+                self.header().libraries as usize,
+            )
+        }
+    }
+
+    fn sites(&self, library: &LibraryPlan) -> &[Site] {
+        let start = self.at + size_of::<PlanHeader>() as u64 + size_of_val(self.libraries()) as u64;
+        // SAFETY: as above.
+        let all = unsafe { core::slice::from_raw_parts(start as *const Site, self.header().sites as usize) };
+        let first = library.first as usize;
+        all.get(first..first.saturating_add(library.count as usize)).unwrap_or(&[])
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and nobody has a reference into it any more.
+        let _ = unsafe { mm::munmap(self.at, self.bytes.max(1)) };
+    }
+}
+
+/// At start: rewrites every planned site of what is mapped.
+pub fn patch_all() {
+    let mut memory = Memory::lock();
+    let mut at = 0;
+    while let Some(run) = memory.tree.at_or_after(at) {
+        at = run.end;
+        if run.attr.kind == Kind::FilePrivate && i32::from(run.attr.prot) & libc::PROT_EXEC != 0 {
+            library_mapped(&mut memory, run.start, run.end, &run.attr);
+        }
+    }
+}
+
+/// Rewrites the planned sites of a file's text that has just been mapped. A plan that does not fit changes nothing.
+pub fn library_mapped(memory: &mut Memory, start: u64, end: u64, attr: &Attr) {
+    // SAFETY: the memory lock is held.
+    let Some(file) = (unsafe { control::files() }).get(attr.file as usize) else { return };
+    let Some(plan) = Plan::open() else { return };
+    let fits = |l: &&LibraryPlan| l.device == file.device && l.inode == file.inode && l.size == file.size;
+    let Some(library) = plan.libraries().iter().find(fits) else { return };
+    let within = attr.offset..attr.offset + (end - start);
+    let sites = plan.sites(library);
+    let first = sites.partition_point(|site| site.file_offset < within.start);
+    let last = sites.partition_point(|site| site.file_offset + u64::from(site.length) <= within.end);
+    let Some(sites) = sites.get(first..last).filter(|sites| !sites.is_empty()) else { return };
+    let run = Mapping { start, end, attr: *attr };
+    let _ = rewrite(memory, run, sites);
+}
+
+/// Writes trampolines and jumps for `sites` of one run of text.
+fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errno> {
+    // SAFETY: the memory lock is held.
+    let globals = unsafe { &mut *memory.globals };
+    let pages = globals.trampolines.iter_mut().find(|pages| pages.start == 0).ok_or(Errno(libc::ENOMEM))?;
+    let first = globals.sites as usize;
+    if first + sites.len() > MAX_SITES || memory.tree.spare() < 4 {
+        return Err(Errno(libc::ENOMEM));
+    }
+    let address = |site: &Site| run.start + (site.file_offset - run.attr.offset);
+    let bytes = page_up((sites.len() as u64 + 1) * TRAMPOLINE_BYTES);
+    let place = memory
+        .tree
+        .gap_below(bytes, PAGE, run.end.saturating_sub(REACH), run.start)
+        .or_else(|| memory.tree.gap_above(bytes, PAGE, run.end, run.start + REACH))
+        .ok_or(Errno(libc::ENOMEM))?;
+    // SAFETY: as above.
+    let table = unsafe { control::sites() };
+    let mut count = 0;
+    write_pages(place, bytes, |window| {
+        let mut gate = [0u8; 8];
+        gate.copy_from_slice(&place::gate().to_le_bytes());
+        window[..8].copy_from_slice(&gate);
+        for site in sites {
+            let at = address(site);
+            if !as_planned(at, site) {
+                continue;
+            }
+            let offset = (count as u64 + 1) * TRAMPOLINE_BYTES;
+            let entry = trampoline(window, offset, place, at, site, (first + count) as u32);
+            table[first + count] = entry;
+            count += 1;
+        }
+    })?;
+    map_slices(place, place + bytes, READ_EXEC as u64, libc::MAP_FIXED_NOREPLACE)?;
+    memory.tree.set(place, place + bytes, region(READ_EXEC as u64, 0)).map_err(crate::family::memory::full)?;
+    if count == 0 {
+        return Ok(());
+    }
+    let (low, last) = (table[first], table[first + count - 1]);
+    globals.sites = (first + count) as u32;
+    let high = last.address + u64::from(last.length);
+    *pages =
+        TrampolinePages { start: place, end: place + bytes, low: low.address, high, first: first as u32, count: count as u32 };
+    let pages = *pages;
+    write_jumps(&pages)?;
+    let attr = Attr { flags: run.attr.flags | flag::PATCHED, ..run.attr };
+    memory.tree.set(run.start, run.end, attr).map_err(crate::family::memory::full)
+}
+
+/// Whether memory holds what the plan says.
+fn as_planned(at: u64, site: &Site) -> bool {
+    let length = usize::from(site.length).min(site.original.len());
+    let mut found = [0u8; 32];
+    // SAFETY: the target is a local of 32 bytes.
+    let read = unsafe { user::copy(found.as_mut_ptr() as u64, at, length) };
+    read.is_ok() && length >= 5 && usize::from(site.before) + 2 <= length && found[..length] == site.original[..length]
+}
+
+/// Lets `write` fill region memory that is not mapped at its address yet.
+fn write_pages(place: u64, bytes: u64, write: impl FnOnce(&mut [u8])) -> Result<(), Errno> {
+    let mut write = Some(write);
+    by_slice(place, place + bytes, |slice, offset, _, part| {
+        if part != bytes {
+            return Err(Errno(libc::ENOMEM));
+        }
+        // SAFETY: a window at an address of the kernel's choice, used here only.
+        unsafe {
+            let window = mm::mmap(0, bytes, READ_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE, slice_fd(slice), offset)?;
+            if let Some(write) = write.take() {
+                write(core::slice::from_raw_parts_mut(window as *mut u8, bytes as usize));
+            }
+            mm::munmap(window, bytes)
+        }
+    })
+}
+
+/// Writes one trampoline at `offset` of the pages, and returns the site's entry.
+fn trampoline(window: &mut [u8], offset: u64, place: u64, at: u64, site: &Site, index: u32) -> Patched {
+    let (before, length) = (usize::from(site.before), usize::from(site.length));
+    let after = length - before - 2;
+    let start = offset as usize;
+    let mut code = [0xccu8; TRAMPOLINE_BYTES as usize];
+    code[..before].copy_from_slice(&site.original[..before]);
+    // lea rcx, [rip + 6]: behind the jump that follows.
+    code[before..before + 7].copy_from_slice(&[0x48, 0x8d, 0x0d, 6, 0, 0, 0]);
+    // jmp [rip + x]: the gate's address lies in the first bytes of the pages.
+    let jump = before + 7;
+    let from = place + offset + jump as u64 + 6;
+    let distance = (place.wrapping_sub(from)) as i32;
+    code[jump..jump + 2].copy_from_slice(&[0xff, 0x25]);
+    code[jump + 2..jump + 6].copy_from_slice(&distance.to_le_bytes());
+    let resume = jump + 6;
+    code[resume..resume + after].copy_from_slice(&site.original[before + 2..length]);
+    let back = resume + after;
+    let from = place + offset + back as u64 + 5;
+    let distance = (at + length as u64).wrapping_sub(from) as i32;
+    code[back] = 0xe9;
+    code[back + 1..back + 5].copy_from_slice(&distance.to_le_bytes());
+    let end = TRAMPOLINE_BYTES as usize;
+    code[end - 4..].copy_from_slice(&index.to_le_bytes());
+    window[start..start + end].copy_from_slice(&code);
+    Patched {
+        address: at,
+        trampoline: place + offset,
+        before: site.before,
+        length: site.length,
+        resume: resume as u8,
+        trampoline_bytes: (back + 5) as u8,
+        reserved: 0,
+        original: site.original,
+    }
+}
+
+/// Writes the jumps of one library's sites into its text.
+fn write_jumps(pages: &TrampolinePages) -> Result<(), Errno> {
+    // SAFETY: sites of this library were entered before.
+    let sites = unsafe { control::sites() };
+    let sites = sites.get(pages.first as usize..(pages.first + pages.count) as usize).unwrap_or(&[]);
+    let (start, end) = (page_down(pages.low), page_up(pages.high));
+    // SAFETY: nobody executes this text now; each write replaces whole instructions by a jump and traps.
+    unsafe {
+        mm::mprotect(start, end - start, READ_WRITE)?;
+        for site in sites {
+            let mut code = [0xccu8; 32];
+            code[0] = 0xe9;
+            let distance = site.trampoline.wrapping_sub(site.address + 5) as i32;
+            code[1..5].copy_from_slice(&distance.to_le_bytes());
+            user::copy(site.address, code.as_ptr() as u64, usize::from(site.length).min(32))?;
+        }
+        mm::mprotect(start, end - start, READ_EXEC)
+    }
+}
+
+/// At resume: the text comes from its files again, so the jumps are written again.
+pub fn patch_again() -> Result<(), Errno> {
+    // SAFETY: revive is single-threaded.
+    let runs = unsafe { (*control::globals()).trampolines };
+    for pages in runs.iter().filter(|pages| pages.start != 0 && pages.count != 0) {
+        // A run that the program has made writable meanwhile is region memory and has its jumps.
+        // SAFETY: as above.
+        let tree = unsafe { zhuque_model::maptree::MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+        let patched = |run: Mapping| run.attr.kind == Kind::FilePrivate && run.attr.flags & flag::PATCHED != 0;
+        if tree.find(pages.low).is_some_and(patched) {
+            write_jumps(pages)?;
+        }
+    }
+    Ok(())
+}
+
+/// The text in a range is going away: forget its sites. Their trampolines stay, for whoever is inside one.
+pub fn library_unmapped(memory: &mut Memory, start: u64, end: u64) {
+    // SAFETY: the memory lock is held.
+    let globals = unsafe { &mut *memory.globals };
+    for pages in globals.trampolines.iter_mut().filter(|pages| pages.low < end && start < pages.high) {
+        pages.low = 0;
+        pages.high = 0;
+        pages.count = 0;
+    }
+}

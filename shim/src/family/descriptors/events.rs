@@ -1,0 +1,269 @@
+//! Descriptors that report events: epoll, eventfd, timerfd, signalfd, pidfd.
+//!
+//! Their state is in /proc/PID/fdinfo. Registrations of an epoll instance name a number and the description that the
+//! number meant at that time, which may have other numbers by now, or none: KCMP_EPOLL_TFD tells. What one-shot
+//! registration has fired already is written down with no events; a resume makes it fire once into nothing where it
+//! can ([`register_disabled`]). Neighbours: [`super::watches`] (inotify), [`super::placement`].
+
+use super::table::{Found, Table};
+use super::fdinfo::{self, decimal_field, field, hex_field};
+use super::placement::{Reviving, each_record};
+use super::{Capture, Failure};
+use zhuque_abi::journal::{Description, Object, Record};
+use zhuque_sys::Errno;
+use zhuque_sys::fs::Path;
+use zhuque_sys::net::{self, EpollEvent};
+use zhuque_sys::time;
+use zhuque_sys::{fs, process};
+
+const SECOND: u64 = time::SECOND as u64;
+/// Bits of a registration that are no events.
+const MODES: u32 = (libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
+
+/// Describes an anonymous object.
+pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>, link: &[u8]) -> Result<(), Failure> {
+    match link {
+        b"anon_inode:[eventpoll]" => capture_epoll(c, table, found),
+        b"anon_inode:[eventfd]" => capture_eventfd(c, table, found),
+        b"anon_inode:[timerfd]" => capture_timerfd(c, table, found),
+        b"anon_inode:[signalfd]" => capture_signalfd(c, table, found),
+        b"anon_inode:[pidfd]" => capture_pidfd(c, table, found),
+        _ => found.describe(c.put, Object::Unsupported { what: link }),
+    }
+}
+
+/// Calls `each` with the lines of the description's fdinfo; `buffer` holds pieces of it.
+fn info(
+    table: &Table<'_>,
+    fd: i32,
+    buffer: &mut [u8],
+    each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut name = Path::new();
+    name.push_number(fd as u64);
+    fdinfo::lines(table.infos, &name, buffer, each)
+}
+
+fn capture_eventfd(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
+    let (mut count, mut semaphore) = (0, false);
+    info(table, found.fd, &mut [0; 512], &mut |line| {
+        count = hex_field(line, b"eventfd-count:").unwrap_or(count);
+        semaphore |= decimal_field(line, b"eventfd-semaphore:") == Some(1);
+        Ok(())
+    })?;
+    found.describe(c.put, Object::EventFd { count, semaphore })
+}
+
+fn capture_timerfd(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
+    // This counts the expirations that are due, as the next read would, and starts the next period.
+    let (value_ns, interval_ns) = time::timerfd_remaining(found.fd).unwrap_or((0, 0));
+    let (mut clock, mut ticks, mut settime) = (0, 0, 0);
+    info(table, found.fd, &mut [0; 512], &mut |line| {
+        clock = decimal_field(line, b"clockid:").unwrap_or(clock);
+        ticks = decimal_field(line, b"ticks:").unwrap_or(ticks);
+        settime = field(line, b"settime flags:").and_then(|t| fdinfo::number(t, 8)).unwrap_or(settime);
+        Ok(())
+    })?;
+    let (clock, settime) = (clock as u32, settime as u32);
+    found.describe(c.put, Object::TimerFd { clock, ticks, settime, value_ns, interval_ns })
+}
+
+fn capture_signalfd(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
+    let mut mask = 0;
+    info(table, found.fd, &mut [0; 512], &mut |line| {
+        mask = hex_field(line, b"sigmask:").unwrap_or(mask);
+        Ok(())
+    })?;
+    found.describe(c.put, Object::SignalFd { mask })
+}
+
+fn capture_pidfd(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
+    // -1 for a process that has been waited for: read as 0, like any other that is gone.
+    let mut pid = 0;
+    info(table, found.fd, &mut [0; 512], &mut |line| {
+        if line.starts_with(b"Pid:") {
+            pid = decimal_field(line, b"Pid:").unwrap_or(0) as u32;
+        }
+        Ok(())
+    })?;
+    if pid == c.pid {
+        pid = c.virtual_pid;
+    }
+    found.describe(c.put, Object::PidFd { pid })
+}
+
+/// How often a number has occurred among the registrations of one epoll instance: exact for all numbers that occur
+/// once and for the first few that occur more often.
+struct Occurrences<'b> {
+    seen: &'b mut [u8],
+    repeated: [(u64, u32); 64],
+    used: usize,
+}
+
+impl Occurrences<'_> {
+    fn count(&mut self, fd: u64) -> u32 {
+        let bit = 1u8 << (fd % 8);
+        let Some(byte) = self.seen.get_mut(fd as usize / 8) else { return 0 };
+        if *byte & bit == 0 {
+            *byte |= bit;
+            return 0;
+        }
+        let known = self.repeated.get_mut(..self.used).unwrap_or(&mut []);
+        if let Some(entry) = known.iter_mut().find(|entry| entry.0 == fd) {
+            entry.1 += 1;
+            return entry.1;
+        }
+        if let Some(place) = self.repeated.get_mut(self.used) {
+            *place = (fd, 1);
+            self.used += 1;
+        }
+        1
+    }
+}
+
+fn capture_epoll(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
+    found.describe(c.put, Object::Epoll)?;
+    let (seen, buffer) = c.scratch.split_at_mut_checked(1 << 18).unwrap_or((&mut [], &mut []));
+    seen.fill(0);
+    let mut occurrences = Occurrences { seen, repeated: [(0, 0); 64], used: 0 };
+    let (put, pid) = (&mut *c.put, c.pid);
+    info(table, found.fd, buffer, &mut |line| {
+        let Some(fd) = decimal_field(line, b"tfd:").filter(|_| line.starts_with(b"tfd:")) else { return Ok(()) };
+        let nth = occurrences.count(fd);
+        let events = hex_field(line, b"events:").unwrap_or(0) as u32;
+        let data = hex_field(line, b"data:").unwrap_or(0);
+        let inode = hex_field(line, b"ino:").unwrap_or(0);
+        let device = fdinfo::device(hex_field(line, b"sdev:").unwrap_or(0));
+        let registration = (found.fd, fd as i32, nth);
+        let description = target(table, pid, registration, device, inode);
+        put(&Record::EpollEntry { epoll: found.id, fd: fd as i32, description, events, data })
+    })
+}
+
+/// The description behind a registration (epoll, number, how many before had the same number); 0: not in the program.
+fn target(table: &Table<'_>, pid: u32, registration: (i32, i32, u32), device: u64, inode: u64) -> u32 {
+    let (epoll, registered, nth) = registration;
+    let candidates = table.of_object(device, inode);
+    let is_it = |fd: i32| net::is_epoll_target(pid, fd, epoll, registered, nth).ok();
+    let by_number = candidates.iter().find(|e| e.fd == registered);
+    if !table.compares {
+        // Without kcmp the number has to do; else the object, if it is open only once.
+        let only = candidates.first().filter(|f| candidates.iter().all(|e| e.description == f.description));
+        return by_number.or(only).map_or(0, |e| e.description);
+    }
+    if let Some(entry) = by_number.filter(|e| is_it(e.fd) != Some(false)) {
+        return entry.description;
+    }
+    candidates.iter().find(|e| is_it(e.fd) == Some(true)).map_or(0, |e| e.description)
+}
+
+/// Makes an object again.
+pub fn revive(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
+    let made = match description.object {
+        Object::Epoll => net::epoll(libc::EPOLL_CLOEXEC),
+        Object::EventFd { count, semaphore } => revive_eventfd(count, semaphore),
+        Object::TimerFd { .. } => revive_timerfd(r, &description.object),
+        Object::SignalFd { mask } => net::signalfd(mask, libc::SFD_CLOEXEC),
+        Object::PidFd { pid } if pid == r.virtual_pid => net::pidfd(r.pid, 0),
+        Object::PidFd { .. } => pidfd_of_the_dead(),
+        _ => return Err(Failure::new(b"the journal has an object of an unknown kind")),
+    };
+    made.map_err(|e| Failure::new(b"descriptor ").number(r.home(description.id) as u64).text(b": ").errno(e))
+}
+
+fn revive_eventfd(count: u64, semaphore: bool) -> Result<i32, Errno> {
+    let flags = libc::EFD_CLOEXEC | if semaphore { libc::EFD_SEMAPHORE } else { 0 };
+    let first = count.min(u32::MAX as u64);
+    let fd = net::eventfd(first as u32, flags)?;
+    if count > first {
+        fs::write_all(fd, &(count - first).to_ne_bytes())?;
+    }
+    Ok(fd)
+}
+
+fn revive_timerfd(r: &Reviving<'_>, object: &Object<'_>) -> Result<i32, Errno> {
+    let Object::TimerFd { clock, ticks, settime, value_ns, interval_ns } = *object else {
+        return Err(Errno(libc::EINVAL));
+    };
+    let fd = time::timerfd(clock, libc::TFD_CLOEXEC)?;
+    let mut ticks_set = ticks == 0;
+    if value_ns != 0 {
+        // A time of day stays the same however long the power was off; anything else goes on with what remained.
+        let of_day = settime & libc::TFD_TIMER_ABSTIME as u32 != 0
+            && matches!(clock as i32, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
+        let value = if of_day { r.saved_realtime_ns + value_ns } else { value_ns };
+        time::timerfd_set(fd, if of_day { settime as i32 } else { 0 }, value, interval_ns)?;
+    }
+    if !ticks_set {
+        ticks_set = time::timerfd_set_ticks(fd, ticks).is_ok();
+    }
+    if !ticks_set {
+        // Without checkpoint support in the kernel: it has expired at least once. A period starts anew.
+        time::timerfd_set(fd, 0, 1, interval_ns.min(SECOND * u32::MAX as u64))?;
+    }
+    Ok(fd)
+}
+
+/// A pidfd that says that its process has ended: of a child that ends at once.
+#[allow(unsafe_code)]
+fn pidfd_of_the_dead() -> Result<i32, Errno> {
+    // SAFETY: without CLONE_VM the child has a memory of its own; the stack it goes on with is private memory, and the
+    // next thing that it does is to end.
+    let child = unsafe { process::other(libc::SYS_clone, [libc::SIGCHLD as usize, 0, 0, 0, 0, 0]) }? as u32;
+    if child == 0 {
+        process::exit_group(0);
+    }
+    let fd = net::pidfd(child, 0);
+    let _ = process::wait(child as i32, 0);
+    fd
+}
+
+fn control(
+    r: &Reviving<'_>,
+    record: &Record<'_>,
+    act: &mut dyn FnMut(i32, i32, EpollEvent) -> Result<(), Errno>,
+) -> Result<(), Failure> {
+    let Record::EpollEntry { epoll, fd, description, events, data } = *record else { return Ok(()) };
+    let home = r.home(epoll);
+    // A description that is not in the program cannot be registered again, and its events could not be handled.
+    if description == 0 || home < 0 {
+        return Ok(());
+    }
+    r.with_number(fd, description, &mut || {
+        act(home, fd, EpollEvent { events, data }).map_err(|e| {
+            Failure::new(b"descriptor ").number(fd as u64).text(b" cannot be registered with epoll: ").errno(e)
+        })
+    })
+}
+
+fn is_disabled(record: &Record<'_>) -> bool {
+    matches!(*record, Record::EpollEntry { events, .. } if events & libc::EPOLLONESHOT as u32 != 0 && events & !MODES == 0)
+}
+
+/// Registers what has fired once already, before everything else: it is made to fire here if it is ready at all, so
+/// that it stays silent until the program arms it again.
+pub fn register_disabled(r: &mut Reviving<'_>, journal: &[u8]) -> Result<(), Failure> {
+    each_record(journal, &mut |record| {
+        if !is_disabled(record) {
+            return Ok(());
+        }
+        control(r, record, &mut |epoll, fd, event| {
+            let armed = EpollEvent { events: event.events | (libc::EPOLLIN | libc::EPOLLOUT) as u32, data: event.data };
+            net::epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, armed)?;
+            let mut fired = [EpollEvent::default(); 1];
+            if net::epoll_take(epoll, &mut fired)? == 0 {
+                // Not ready: errors and hang-ups cannot be masked, and would be reported.
+                net::epoll_control(epoll, libc::EPOLL_CTL_MOD, fd, event)?;
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Registers a descriptor with epoll again.
+pub fn register(r: &mut Reviving<'_>, record: &Record<'_>) -> Result<(), Failure> {
+    if is_disabled(record) {
+        return Ok(());
+    }
+    control(r, record, &mut |epoll, fd, event| net::epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, event))
+}

@@ -1,0 +1,202 @@
+//! Standard input, output and error; terminals; character devices.
+//!
+//! A description is *stdio* if it is the object that descriptor 0, 1 or 2 was when the program started: one of these
+//! numbers names it, or it is a terminal, pipe or socket (for a file or /dev/null under another number it is more
+//! likely that the program opened it by itself). A resume attaches stdio to what it was given. Settings in `termios`
+//! are struct termios2 (44 bytes); for a pseudo-terminal whose master is in the program struct winsize (8 bytes) and
+//! the terminal's number (u32) follow.
+
+use super::table::Found;
+use super::placement::{Reviving, each_record};
+use super::{Capture, Failure, kind_of};
+use zhuque_abi::journal::{Description, Object, Record};
+use zhuque_sys::Errno;
+use zhuque_sys::fs::{self, Path};
+
+const TERMIOS: usize = 44;
+const WINDOW: usize = 8;
+const SETTINGS: usize = TERMIOS + WINDOW + 4;
+const MASTER: &[u8] = b"/dev/ptmx";
+/// Held descriptors of masters are found under this plus the number that the program knows.
+const MASTER_KEY: u64 = 1 << 63;
+
+/// Which of the program's first descriptors this description is, if any.
+pub fn stdio_number(c: &Capture<'_>, found: &Found<'_>) -> Option<u32> {
+    let matches = |number: usize| {
+        c.stdio.get(number).is_some_and(|s| s.open == 1 && (s.device, s.inode) == (found.device, found.inode))
+    };
+    let any = (0..3).find(|&number| matches(number))?;
+    let low = found.entries.iter().map(|e| e.fd as usize).filter(|&fd| fd < 3);
+    if let Some(own) = low.clone().find(|&fd| matches(fd)) {
+        return Some(own as u32);
+    }
+    let nameless = match kind_of(found.mode) {
+        libc::S_IFIFO | libc::S_IFSOCK => true,
+        libc::S_IFCHR => !found.is_path() && fs::terminal(found.fd).is_ok(),
+        _ => false,
+    };
+    (nameless || low.count() > 0).then_some(any as u32)
+}
+
+/// Describes a description of stdio.
+pub fn capture_stdio(c: &mut Capture<'_>, found: &Found<'_>, number: u32) -> Result<(), Failure> {
+    let settings = match kind_of(found.mode) {
+        // Settings of a terminal that others use at the moment are theirs.
+        libc::S_IFCHR if in_foreground(found.fd) => fs::terminal(found.fd).ok(),
+        _ => None,
+    };
+    let termios = settings.as_ref().map_or(&[][..], |s| &s[..]);
+    found.describe(c.put, Object::Stdio { number, termios })
+}
+
+fn in_foreground(terminal: i32) -> bool {
+    // getpgid of the caller, since its group is not among what a save is told.
+    // SAFETY: no memory involved.
+    #[allow(unsafe_code)]
+    let group = unsafe { zhuque_sys::process::other(libc::SYS_getpgid, [0; 6]) };
+    group.is_ok_and(|group| fs::foreground(terminal) == Ok(group as i32))
+}
+
+/// Describes a character device.
+pub fn capture_device(c: &mut Capture<'_>, found: &Found<'_>, link: &[u8]) -> Result<(), Failure> {
+    let stat = fs::stat_fd(found.fd).map_err(|e| Failure::about(link).errno(e))?;
+    let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
+    if found.is_path() {
+        return found.describe(c.put, Object::Device { path: link, termios: &[] });
+    }
+    let mut settings = [0u8; SETTINGS];
+    let mut used = 0;
+    if let Ok(termios) = fs::terminal(found.fd) {
+        let number = match fs::pseudo_terminal(found.fd) {
+            Ok(number) => number,
+            Err(_) if (136..144).contains(&major) => (major - 136) * 256 + minor,
+            Err(_) => u32::MAX,
+        };
+        let window = fs::window(found.fd).unwrap_or([0; WINDOW]);
+        let parts = termios.iter().chain(window.iter()).copied().chain(number.to_le_bytes());
+        settings.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
+        used = SETTINGS;
+    }
+    let termios = settings.get(..used).unwrap_or(&[]);
+    // Memory devices, terminals, the hardware's random numbers: others have a driver's state behind them.
+    let known = matches!((major, minor), (1 | 4 | 5 | 136..=143 | 166 | 188 | 204, _) | (10, 183));
+    match fs::pseudo_terminal(found.fd) {
+        Ok(_) => found.describe(c.put, Object::Device { path: MASTER, termios }),
+        Err(_) if known && !link.ends_with(b" (deleted)") => {
+            found.describe(c.put, Object::Device { path: link, termios })
+        }
+        Err(_) => found.describe(c.put, Object::Unsupported { what: link }),
+    }
+}
+
+/// Attaches to what the resume was given.
+pub fn revive_stdio(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
+    let Object::Stdio { number, termios } = description.object else {
+        return Err(Failure::new(b"not stdio"));
+    };
+    let given = r.stdio.get(number as usize).copied().unwrap_or(-1);
+    let failed = |e: Errno| Failure::new(b"stdio ").number(number as u64).text(b": ").errno(e);
+    if given < 0 {
+        let mut null = Path::new();
+        null.push(b"/dev/null");
+        return fs::open_at(libc::AT_FDCWD, &null, libc::O_RDWR | libc::O_CLOEXEC, 0).map_err(failed);
+    }
+    if let Some(settings) = termios.first_chunk::<TERMIOS>() {
+        if in_foreground(given) {
+            let _ = fs::set_terminal(given, settings);
+        }
+    }
+    let wanted = description.flags as i32 & (libc::O_APPEND | libc::O_NONBLOCK);
+    let now = fs::fcntl(given, libc::F_GETFL, 0).map_err(failed)? as i32;
+    if now & (libc::O_APPEND | libc::O_NONBLOCK) == wanted {
+        return fs::fcntl(given, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as i32).map_err(failed);
+    }
+    // The description is shared with whoever started the resume, a shell perhaps: a new one of the same object gets
+    // the flags. What cannot be opened again (a socket, a file, whose offset would be another) only becomes
+    // non-blocking if the program relies on that.
+    let kind = fs::stat_fd(given).map_or(0, |s| kind_of(s.st_mode));
+    if kind == libc::S_IFCHR || kind == libc::S_IFIFO {
+        let mut path = Path::new();
+        path.push(b"/proc/thread-self/fd/").push_number(given as u64);
+        let flags = now & libc::O_ACCMODE | wanted | libc::O_NOCTTY | libc::O_CLOEXEC;
+        if let Ok(fd) = fs::open_at(libc::AT_FDCWD, &path, flags | libc::O_NONBLOCK, 0) {
+            let _ = fs::fcntl(fd, libc::F_SETFL, wanted as u64);
+            return Ok(fd);
+        }
+    }
+    if wanted & libc::O_NONBLOCK != 0 && kind == libc::S_IFSOCK {
+        let _ = fs::fcntl(given, libc::F_SETFL, (now | libc::O_NONBLOCK) as u64);
+    }
+    fs::fcntl(given, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as i32).map_err(failed)
+}
+
+fn number_in(termios: &[u8]) -> Option<u32> {
+    termios.get(TERMIOS + WINDOW..)?.first_chunk::<4>().map(|b| u32::from_le_bytes(*b)).filter(|&n| n != u32::MAX)
+}
+
+/// Makes the masters of pseudo-terminals before anything else, so that their other sides can be opened.
+pub fn masters_first(r: &mut Reviving<'_>, journal: &[u8]) -> Result<(), Failure> {
+    each_record(journal, &mut |record| {
+        let Record::Description(Description { flags, object: Object::Device { path, termios }, .. }) = record else {
+            return Ok(());
+        };
+        let Some(number) = number_in(termios).filter(|_| *path == MASTER) else { return Ok(()) };
+        let mut at = Path::new();
+        at.push(MASTER);
+        let flags = *flags as i32 & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
+        let fd = fs::open_at(libc::AT_FDCWD, &at, flags, 0).map_err(|e| Failure::about(MASTER).errno(e))?;
+        let _ = fs::unlock_pseudo_terminal(fd);
+        restore(fd, termios);
+        let fd = r.lift(fd)?;
+        r.hold(MASTER_KEY | number as u64, fd, 0)
+    })
+}
+
+fn restore(fd: i32, termios: &[u8]) {
+    if let Some(settings) = termios.first_chunk::<TERMIOS>() {
+        let _ = fs::set_terminal(fd, settings);
+    }
+    if let Some(size) = termios.get(TERMIOS..).and_then(|rest| rest.first_chunk::<WINDOW>()) {
+        let _ = fs::set_window(fd, size);
+    }
+}
+
+/// Opens a device again.
+pub fn revive_device(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
+    let Object::Device { path, termios } = description.object else {
+        return Err(Failure::new(b"not a device"));
+    };
+    let failed = |e: Errno| Failure::about(path).errno(e);
+    let number = number_in(termios);
+    let key = number.map_or(0, |n| MASTER_KEY | n as u64);
+    if path == MASTER && number.is_some() {
+        let (fd, _) = r.take_held(key).ok_or(Failure::about(path).text(b"is missing"))?;
+        // Others of the same terminal may follow: they find it by a copy.
+        let copy = fs::fcntl(fd, libc::F_DUPFD_CLOEXEC, fd as u64).map_err(failed)? as i32;
+        r.hold(key, copy, 0)?;
+        return Ok(fd);
+    }
+    let mut at = Path::new();
+    at.push(path);
+    if let Some((master, _)) = number.and_then(|_| r.take_held(key)) {
+        r.hold(key, master, 0)?;
+        let now = fs::pseudo_terminal(master).map_err(failed)?;
+        at = Path::new();
+        at.push(b"/dev/pts/").push_number(now as u64);
+    }
+    let flags = description.flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
+    let extra = if flags & libc::O_PATH != 0 { 0 } else { libc::O_NONBLOCK };
+    let fd = fs::open_at(libc::AT_FDCWD, &at, flags | extra | libc::O_NOCTTY | libc::O_CLOEXEC, 0).or_else(|e| {
+        // /dev/tty without a controlling terminal: the terminal that the resume was given, if there is one.
+        let terminal = r.stdio.iter().copied().find(|&fd| path == b"/dev/tty" && fs::terminal(fd).is_ok());
+        let terminal = terminal.ok_or(failed(e))?;
+        fs::fcntl(terminal, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as i32).map_err(failed)
+    })?;
+    if flags & libc::O_PATH == 0 && fs::stat_fd(fd).map_or(0, |s| kind_of(s.st_mode)) != libc::S_IFCHR {
+        return Err(Failure::about(path).text(b"is no device any more"));
+    }
+    if number.is_some() && at.as_bytes() != path {
+        restore(fd, termios);
+    }
+    Ok(fd)
+}

@@ -1,0 +1,155 @@
+//! execve(2) of the program itself: a new image in the same region.
+//!
+//! The new image is preloaded with the shim whatever environment the program gives it. SIGPWR stays blocked from
+//! before the exec until the new image has been adopted, so an announced failure waits for that.
+#![allow(unsafe_code)]
+
+use crate::control::{self, Lock};
+use crate::gate::{Result64, error, raw};
+use core::sync::atomic::Ordering;
+use zhuque_abi::header::{PATH_BYTES, Phase, phase_word};
+use zhuque_abi::layout::{BOOT_FILE, ENV_REGION, SHIM_FILE};
+use zhuque_abi::life::Boot;
+use zhuque_abi::slot::Slot;
+use zhuque_sys::signal::bit;
+use zhuque_sys::{Errno, fs, signal, user};
+
+const POWER: u64 = bit(libc::SIGPWR as u32);
+/// Most variables that an environment may have here.
+const MAX_VARIABLES: usize = 1 << 16;
+
+/// execve and execveat: directory, path, arguments, environment, flags.
+pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
+    let [directory, path, arguments, environment, flags] = a;
+    let _lock = Lock::state();
+    let environment = build_environment(environment)?;
+    let life = control::life();
+    let generation = life.generation;
+    note_power_mask(slot.extra_mask & POWER != 0)?;
+    let mask = signal::mask();
+    signal::set_mask(mask | POWER);
+    let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, 0);
+    control::phase().store(phase_word(generation, Phase::Starting), Ordering::Release);
+    let result = raw(libc::SYS_execveat, [directory, path, arguments, environment, flags, 0]);
+    control::phase().store(phase_word(generation, Phase::Running), Ordering::Release);
+    let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, libc::FD_CLOEXEC as u64);
+    signal::set_mask(mask);
+    result
+}
+
+/// Tells the new image, in the boot file, whether the program itself has SIGPWR blocked.
+fn note_power_mask(blocked: bool) -> Result<(), Errno> {
+    let mut path = fs::Path::new();
+    path.push(BOOT_FILE.as_bytes());
+    let file = fs::open_at(control::life().descriptors.directory, &path, libc::O_WRONLY | libc::O_CLOEXEC, 0)?;
+    let value = u64::from(blocked).to_le_bytes();
+    let done = fs::write_at(file, &value, core::mem::offset_of!(Boot, power_blocked) as u64);
+    fs::close(file)?;
+    done.map(|_| ())
+}
+
+/// Bump allocation in the life's scratch memory, which is the caller's under the state lock.
+struct Bump {
+    next: u64,
+    end: u64,
+}
+
+impl Bump {
+    fn take(&mut self, bytes: u64) -> Result<u64, Errno> {
+        let at = (self.next + 15) & !15;
+        self.next = at + bytes;
+        if self.next > self.end { error(libc::E2BIG) } else { Ok(at) }
+    }
+
+    fn put(&mut self, parts: &[&[u8]]) -> Result<u64, Errno> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let at = self.take(length as u64 + 1)?;
+        let mut to = at;
+        for part in parts {
+            // SAFETY: the memory was taken just now.
+            unsafe { user::copy(to, part.as_ptr() as u64, part.len()) }?;
+            to += part.len() as u64;
+        }
+        // SAFETY: as above.
+        unsafe { user::write(to, &0u8) }?;
+        Ok(at)
+    }
+}
+
+/// The program's environment with the region's two variables. Strings are the program's where they are unchanged.
+fn build_environment(environment: u64) -> Result64 {
+    let (scratch, bytes) = control::scratch();
+    let mut bump = Bump { next: scratch, end: scratch + bytes };
+    let mut count = 0;
+    while count < MAX_VARIABLES && environment != 0 {
+        // SAFETY: an integer.
+        if unsafe { user::read::<u64>(environment + count as u64 * 8) }? == 0 {
+            break;
+        }
+        count += 1;
+    }
+    let array = bump.take((count as u64 + 3) * 8)?;
+    let mut used = 0;
+    let mut push = |value: u64| -> Result<(), Errno> {
+        // SAFETY: the array has room for every variable, two more and the end.
+        unsafe { user::write(array + used * 8, &value) }?;
+        used += 1;
+        Ok(())
+    };
+    let mut preload = 0;
+    for index in 0..count {
+        // SAFETY: an integer.
+        let variable: u64 = unsafe { user::read(environment + index as u64 * 8) }?;
+        if begins(variable, b"LD_PRELOAD=")? {
+            preload = variable + b"LD_PRELOAD=".len() as u64;
+        } else if !begins(variable, ENV_REGION.as_bytes())? {
+            push(variable)?;
+        }
+    }
+    let mut region = [0u8; PATH_BYTES];
+    let region = region_path(&mut region);
+    let lock = control::life().descriptors.lock;
+    let mut number = crate::text::Text::new();
+    number.number(lock as u64);
+    push(bump.put(&[ENV_REGION.as_bytes(), b"=", number.as_bytes(), b":", region])?)?;
+    let mut old = [0u8; PATH_BYTES];
+    let old = read_string(preload, &mut old)?;
+    let separator: &[u8] = if old.is_empty() { b"" } else { b":" };
+    push(bump.put(&[b"LD_PRELOAD=", region, b"/", SHIM_FILE.as_bytes(), separator, old])?)?;
+    push(0)?;
+    Ok(array)
+}
+
+/// The path of the region's directory.
+pub fn region_path(buffer: &mut [u8; PATH_BYTES]) -> &[u8] {
+    // SAFETY: constant after start.
+    unsafe { *buffer = (*control::globals()).region };
+    let length = buffer.iter().position(|&byte| byte == 0).unwrap_or(0);
+    &buffer[..length]
+}
+
+/// Whether the program's string at `address` begins with `prefix`.
+fn begins(address: u64, prefix: &[u8]) -> Result<bool, Errno> {
+    for (index, &wanted) in prefix.iter().enumerate() {
+        // SAFETY: a byte.
+        if unsafe { user::read::<u8>(address + index as u64) }? != wanted {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The program's string at `address` (0: empty).
+fn read_string(address: u64, buffer: &mut [u8; PATH_BYTES]) -> Result<&[u8], Errno> {
+    let mut length = 0;
+    while address != 0 && length < PATH_BYTES {
+        // SAFETY: a byte.
+        let byte: u8 = unsafe { user::read(address + length as u64) }?;
+        if byte == 0 {
+            break;
+        }
+        buffer[length] = byte;
+        length += 1;
+    }
+    Ok(&buffer[..length])
+}

@@ -1,0 +1,179 @@
+//! The first steps of a fork child: private copies of the region's memory, then out of the gate for good.
+//!
+//! The child starts on its copy of the life's scratch memory while all threads of the parent stand still, so what it
+//! copies is a snapshot. Order: program memory, control memory, word to the parent, then the private copies take the
+//! places of the shared ones.
+#![allow(unsafe_code)]
+
+use super::memory::{by_slice, slice_fd};
+use super::signals;
+use crate::control;
+use crate::entry::handler::NEVER_BLOCKED;
+use core::sync::atomic::Ordering;
+use zhuque_abi::layout::{CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET, SLOT_STRIDE, page_up};
+use zhuque_abi::maps::{Kind, Node, flag};
+use zhuque_abi::slot::{Slot, state};
+use zhuque_model::maptree::{MapTree, Mapping};
+use zhuque_sys::signal::{KernelAction, set_action};
+use zhuque_sys::{Errno, fs, mm, process, signal, user};
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+const MOVE: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// Entry of the child. Returns 0 to the gate's exit, as a process that zhuque has nothing to do with any more.
+pub extern "C" fn start(slot: *mut Slot) -> u32 {
+    if copy_everything(slot).is_err() {
+        crate::die::say(&crate::text::Text::of(b"a forked child ended: no memory for its copies"));
+        process::exit_group(crate::die::STATUS);
+    }
+    // SAFETY: the control mapping at the same address is this process' own now.
+    let slot = unsafe { &mut *slot };
+    leave_region(slot);
+    slot.start_mask &= !NEVER_BLOCKED;
+    signal::set_mask(slot.start_mask | slot.extra_mask);
+    slot.pending.store(0, Ordering::Relaxed);
+    slot.frame.rax = 0;
+    0
+}
+
+/// Replaces every shared mapping of the region by a private copy.
+fn copy_everything(slot: *mut Slot) -> Result<(), Errno> {
+    // SAFETY: the parent's threads all stand still, and the parent waits for `fork_done`.
+    let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+    for run in tree.iter() {
+        let forked = run.attr.flags & flag::SHARED == 0;
+        match run.attr.kind {
+            _ if run.attr.flags & flag::DONTFORK != 0 => {
+                // SAFETY: the program asked for a child without it.
+                unsafe { mm::munmap(run.start, run.bytes()) }?;
+            }
+            Kind::Region if forked => copy_run(run)?,
+            // The text goes back to what the file says: no call site leads into the gate any more.
+            Kind::FilePrivate if run.attr.flags & flag::PATCHED != 0 => {
+                // SAFETY: private pages of the text, nobody executes there.
+                unsafe { mm::madvise(run.start, run.bytes(), libc::MADV_DONTNEED) }?;
+            }
+            _ => {}
+        }
+    }
+    let copy = copy_control(slot)?;
+    // SAFETY: still the shared mapping: the parent sees the store.
+    unsafe {
+        (*slot).fork_done.store(1, Ordering::Release);
+        process::futex_wake(&(*slot).fork_done, 1);
+        // ... and from here on it is not.
+        mm::mremap(copy, CONTROL_BYTES, CONTROL_BYTES, MOVE, control::base())?;
+    }
+    Ok(())
+}
+
+/// A private copy of one run of region memory, at its address.
+fn copy_run(run: Mapping) -> Result<(), Errno> {
+    let bytes = run.bytes();
+    // SAFETY: fresh memory at an address of the kernel's choice, moved over the run, whose content it has.
+    unsafe {
+        let copy = mm::mmap(0, bytes, READ_WRITE, ANONYMOUS, -1, 0)?;
+        if run.attr.flags & flag::WIPEONFORK == 0 {
+            if i32::from(run.attr.prot) & libc::PROT_READ == 0 {
+                mm::mprotect(run.start, bytes, libc::PROT_READ)?;
+            }
+            by_slice(run.start, run.end, |slice, offset, address, part| {
+                copy_extents(slice, offset, part, |at, length| {
+                    user::copy(copy + (address - run.start) + at, address + at, length as usize)
+                })
+            })?;
+        }
+        if i32::from(run.attr.prot) != READ_WRITE {
+            mm::mprotect(copy, bytes, i32::from(run.attr.prot))?;
+        }
+        mm::mremap(copy, bytes, bytes, MOVE, run.start).map(|_| ())
+    }
+}
+
+/// Calls `each` with every extent of a slice's range that has content: offset in the range, bytes.
+fn copy_extents(
+    slice: usize,
+    offset: u64,
+    bytes: u64,
+    mut each: impl FnMut(u64, u64) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let end = offset + bytes;
+    let mut at = offset;
+    while at < end {
+        let data = match fs::seek(slice_fd(slice), at as i64, SEEK_DATA) {
+            Ok(data) if data < end => data,
+            Ok(_) | Err(Errno(libc::ENXIO)) => break,
+            Err(e) => return Err(e),
+        };
+        let hole = fs::seek(slice_fd(slice), data as i64, SEEK_HOLE)?.min(end);
+        each(data - offset, hole - data)?;
+        at = hole;
+    }
+    Ok(())
+}
+
+/// A private copy of what the child needs of the control mapping; its address.
+fn copy_control(slot: *const Slot) -> Result<u64, Errno> {
+    // SAFETY: as in `copy_everything`.
+    let (files, sites, nodes) = unsafe {
+        let globals = &*control::globals();
+        (u64::from(globals.files), u64::from(globals.sites), u64::from(globals.tree.used))
+    };
+    let parts = [
+        (0, FILES_OFFSET),
+        (FILES_OFFSET, page_up((files + 1) * 2048)),
+        (SITES_OFFSET, page_up(sites * 64)),
+        (NODES_OFFSET, page_up((nodes + 1) * size_of::<Node>() as u64)),
+        (slot as u64 - control::base(), SLOT_STRIDE),
+    ];
+    // SAFETY: fresh memory; the sources lie in the control mapping.
+    unsafe {
+        let copy = mm::mmap(0, CONTROL_BYTES, READ_WRITE, ANONYMOUS, -1, 0)?;
+        for (start, bytes) in parts {
+            user::copy(copy + start, control::base() + start, bytes as usize)?;
+        }
+        Ok(copy)
+    }
+}
+
+/// Gives back to the kernel what the shim had taken over, and lets go of the region.
+fn leave_region(slot: &mut Slot) {
+    let own = control::life().descriptors;
+    if own.first >= 0 && own.end > own.first {
+        let _ = fs::close_range(own.first as u32, own.end as u32 - 1);
+    }
+    for n in 1..=64u32 {
+        let action = signals::action(n);
+        if action.handler > 1 || signals::always_ours(n) {
+            let kernel =
+                KernelAction { handler: action.handler, flags: action.flags, restorer: action.restorer, mask: action.mask };
+            // SAFETY: the program's own action, in a process that has left the gate.
+            let _ = unsafe { set_action(n, &kernel) };
+        }
+    }
+    let pid = process::pid();
+    // SAFETY: the program's own alternate stack, robust list and thread id address, as it set them; the control
+    // mapping and the life area are this process' own.
+    unsafe {
+        if slot.alt_bytes != 0 {
+            let _ = signal::set_alternate_stack(slot.alt_address, slot.alt_bytes, slot.alt_flags as u32);
+        } else {
+            let _ = signal::set_alternate_stack(0, 0, libc::SS_DISABLE as u32);
+        }
+        if slot.start_child_tid != 0 {
+            let _ = user::write(slot.start_child_tid, &pid);
+        }
+        process::set_tid_address(slot.start_flags);
+        (*control::life_mut()).pid = pid;
+        (*control::header()).virtual_pid = pid;
+        (*control::globals()).memory_lock.store(0, Ordering::Relaxed);
+        (*control::globals()).state_lock.store(0, Ordering::Relaxed);
+    }
+    slot.virtual_tid.store(pid, Ordering::Relaxed);
+    slot.volatile = 1;
+    slot.state.store(state::LIVE, Ordering::Relaxed);
+    let _ = PAGE;
+}

@@ -1,0 +1,317 @@
+//! Memory: the calls that change mappings, with the region behind what was private and anonymous.
+//!
+//! The byte at address A lies in slice A >> 43 at offset A & (2^43 - 1), so that the mapping table is the only
+//! metadata. Every call here holds the memory lock from its look at the table to its change of it. The order of
+//! destruction matters and was measured: punch the hole while the address is still held, then unmap.
+//!
+//! Neighbours: `memory_map` (mmap), `memory_move` (mremap), `memory_files` (the file table), and
+//! `zhuque_model::maptree` (the table).
+#![allow(unsafe_code)]
+
+use super::{memory_map, memory_move};
+use crate::control::{self, Lock};
+use crate::gate::{Result64, error, raw};
+use zhuque_abi::header::Globals;
+use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
+use zhuque_abi::life::boot_flag;
+use zhuque_abi::maps::{Kind, flag};
+use zhuque_model::maptree::{Attr, Full, MapTree, Mapping};
+use zhuque_sys::{Errno, fs, mm};
+
+const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
+const PROT_GROWS: u64 = (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP) as u64;
+
+/// The address space, locked.
+pub struct Memory {
+    /// The mapping table.
+    pub tree: MapTree<'static>,
+    /// The rest of what the lock protects.
+    pub globals: *mut Globals,
+    _lock: Lock,
+}
+
+impl Memory {
+    /// Takes the lock.
+    pub fn lock() -> Memory {
+        let lock = Lock::memory();
+        // SAFETY: the lock makes this the only user of tree and nodes.
+        let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+        Memory { tree, globals: control::globals(), _lock: lock }
+    }
+}
+
+/// What the table's being full is to the program.
+pub fn full(_: Full) -> Errno {
+    Errno(libc::ENOMEM)
+}
+
+/// One of the memory calls.
+pub fn serve(number: i64, a: [u64; 6]) -> Result64 {
+    let mut memory = Memory::lock();
+    match number {
+        libc::SYS_mmap => memory_map::mmap(&mut memory, a),
+        libc::SYS_munmap => munmap(&mut memory, a[0], a[1]),
+        libc::SYS_mprotect => mprotect(&mut memory, a[0], a[1], a[2]),
+        libc::SYS_pkey_mprotect if a[3] as i32 == -1 => mprotect(&mut memory, a[0], a[1], a[2]),
+        libc::SYS_pkey_mprotect => error(libc::EINVAL),
+        libc::SYS_brk => Ok(brk(&mut memory, a[0])),
+        libc::SYS_mremap => memory_move::mremap(&mut memory, a),
+        libc::SYS_madvise => madvise(&mut memory, a[0], a[1], a[2] as i32),
+        libc::SYS_remap_file_pages => error(libc::ENOSYS),
+        _ => raw(number, a),
+    }
+}
+
+/// The range `[address, address + bytes)` rounded to pages, or the error that munmap and mprotect give.
+pub fn range(address: u64, bytes: u64) -> Result<(u64, u64), Errno> {
+    if address % PAGE != 0 {
+        return error(libc::EINVAL);
+    }
+    let end = address.checked_add(page_up(bytes)).ok_or(Errno(libc::EINVAL))?;
+    if end > TASK_SIZE { error(libc::EINVAL) } else { Ok((address, end)) }
+}
+
+/// Nobody but us may touch our own mappings.
+pub fn not_ours(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
+    for run in memory.tree.range(start, end) {
+        if matches!(run.attr.kind, Kind::Control | Kind::Volatile) {
+            return error(libc::EPERM);
+        }
+    }
+    Ok(())
+}
+
+/// Calls `each` with every part of the range that lies in one slice: slice number, offset, address, bytes.
+pub fn by_slice(start: u64, end: u64, mut each: impl FnMut(usize, u64, u64, u64) -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut at = start;
+    while at < end {
+        let (slice, offset) = slice_of(at);
+        let bytes = (SLICE_BYTES - offset).min(end - at);
+        each(slice, offset, at, bytes)?;
+        at += bytes;
+    }
+    Ok(())
+}
+
+/// Descriptor of a slice in this life.
+pub fn slice_fd(slice: usize) -> i32 {
+    control::life().descriptors.slices.get(slice).copied().unwrap_or(-1)
+}
+
+/// Maps region memory at its address. `flags`: MAP_FIXED or MAP_FIXED_NOREPLACE and what else the kernel is to see.
+pub fn map_slices(start: u64, end: u64, prot: u64, flags: i32) -> Result<(), Errno> {
+    let dax = control::life().flags & boot_flag::DAX != 0;
+    let sharing = if dax { libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC } else { libc::MAP_SHARED };
+    by_slice(start, end, |slice, offset, address, bytes| {
+        // SAFETY: the caller has made sure that the range is free or to be replaced, and is not ours.
+        unsafe { mm::mmap(address, bytes, prot as i32, sharing | flags, slice_fd(slice), offset) }.map(|_| ())
+    })
+}
+
+/// Discards the content of region memory in the range: it reads zero afterwards. The address is still mapped.
+pub fn punch(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
+    let mut from = 0;
+    let mut to = 0;
+    let mut result = Ok(());
+    let mut flush = |from: u64, to: u64| {
+        if from < to {
+            let done = by_slice(from, to, |slice, offset, _, bytes| fs::punch_hole(slice_fd(slice), offset, bytes));
+            if result.is_ok() {
+                result = done;
+            }
+        }
+    };
+    for run in memory.tree.range(start, end) {
+        if run.attr.kind != Kind::Region {
+            continue;
+        }
+        let (a, b) = (run.start.max(start), run.end.min(end));
+        if a != to {
+            flush(from, to);
+            from = a;
+        }
+        to = b;
+    }
+    flush(from, to);
+    result
+}
+
+/// Takes everything out of a range: content, mapping, table entry.
+pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
+    not_ours(memory, start, end)?;
+    // Splitting at both ends needs up to two nodes; know that before anything is lost.
+    if memory.tree.spare() < 2 {
+        return error(libc::ENOMEM);
+    }
+    punch(memory, start, end)?;
+    // SAFETY: the program asked for it, and nothing of ours lies there.
+    unsafe { mm::munmap(start, end - start) }?;
+    memory.tree.clear(start, end).map_err(full)
+}
+
+/// munmap(2).
+fn munmap(memory: &mut Memory, address: u64, bytes: u64) -> Result64 {
+    if bytes == 0 {
+        return error(libc::EINVAL);
+    }
+    let (start, end) = range(address, bytes)?;
+    unmap(memory, start, end)?;
+    Ok(0)
+}
+
+/// brk(2), emulated: the heap is region memory.
+fn brk(memory: &mut Memory, wanted: u64) -> u64 {
+    // SAFETY: the lock is held.
+    let globals = unsafe { &mut *memory.globals };
+    if wanted < globals.brk_start || wanted >= TASK_SIZE {
+        return globals.brk_now;
+    }
+    let (old, new) = (globals.brk_mapped, page_up(wanted));
+    let done = if new > old {
+        grow_brk(memory, old, new)
+    } else if new < old {
+        unmap(memory, new, old)
+    } else {
+        Ok(())
+    };
+    if done.is_ok() {
+        globals.brk_mapped = new;
+        globals.brk_now = wanted;
+    }
+    globals.brk_now
+}
+
+fn grow_brk(memory: &mut Memory, old: u64, new: u64) -> Result<(), Errno> {
+    if !memory.tree.is_free(old, new) || memory.tree.spare() < 2 {
+        return error(libc::ENOMEM);
+    }
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    map_slices(old, new, prot as u64, libc::MAP_FIXED_NOREPLACE)?;
+    memory.tree.set(old, new, region(prot as u64, 0)).map_err(full)
+}
+
+/// The attributes of plain region memory.
+pub fn region(prot: u64, flags: u16) -> Attr {
+    Attr { kind: Kind::Region, prot: prot as u8, flags, file: 0, offset: 0 }
+}
+
+/// mprotect(2).
+fn mprotect(memory: &mut Memory, address: u64, bytes: u64, prot: u64) -> Result64 {
+    let prot = prot & !PROT_GROWS;
+    if prot & !7 != 0 {
+        return error(libc::EINVAL);
+    }
+    let (start, end) = range(address, bytes)?;
+    not_ours(memory, start, end)?;
+    let mut at = start;
+    while at < end {
+        let Some(run) = memory.tree.find(at).and_then(|run| run.part(at.max(run.start), run.end.min(end))) else {
+            return error(libc::ENOMEM);
+        };
+        protect_run(memory, run, prot)?;
+        at = run.end;
+    }
+    Ok(0)
+}
+
+/// mprotect of one run.
+fn protect_run(memory: &mut Memory, run: Mapping, prot: u64) -> Result<(), Errno> {
+    if memory.tree.spare() < 2 {
+        return error(libc::ENOMEM);
+    }
+    let mut attr = run.attr;
+    match run.attr.kind {
+        Kind::Reserve if prot != 0 => {
+            map_slices(run.start, run.end, prot, libc::MAP_FIXED)?;
+            attr = region(prot, run.attr.flags);
+        }
+        Kind::FilePrivate if prot & PROT_WRITE != 0 => {
+            copy_into_region(run, prot)?;
+            attr.kind = Kind::Region;
+            attr.flags = attr.flags & !flag::PATCHED | flag::FROM_FILE;
+        }
+        // SAFETY: the program's own memory.
+        _ => unsafe { mm::mprotect(run.start, run.end - run.start, prot as i32) }?,
+    }
+    attr.prot = prot as u8;
+    memory.tree.set(run.start, run.end, attr).map_err(full)
+}
+
+/// Replaces a private file mapping by region memory with the same content.
+pub fn copy_into_region(run: Mapping, prot: u64) -> Result<(), Errno> {
+    if run.attr.prot & 1 == 0 {
+        // SAFETY: the program's own mapping; it is replaced below.
+        unsafe { mm::mprotect(run.start, run.end - run.start, libc::PROT_READ) }?;
+    }
+    by_slice(run.start, run.end, |slice, offset, address, bytes| {
+        // SAFETY: a fresh mapping at an address that the kernel chooses, and away with it. The source may end before
+        // its pages do (a file shorter than its mapping): copy page by page, leaving zeroes where it faults.
+        unsafe {
+            let window = mm::mmap(0, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, slice_fd(slice), offset)?;
+            let mut at = 0;
+            while at < bytes {
+                let _ = zhuque_sys::user::copy(window + at, address + at, PAGE as usize);
+                at += PAGE;
+            }
+            mm::munmap(window, bytes)
+        }
+    })?;
+    map_slices(run.start, run.end, prot, libc::MAP_FIXED)
+}
+
+/// madvise(2).
+fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result64 {
+    let (start, end) = range(address, bytes)?;
+    if start == end {
+        return Ok(0);
+    }
+    not_ours(memory, start, end)?;
+    match advice {
+        libc::MADV_DONTNEED | libc::MADV_FREE => return discard(memory, start, end),
+        libc::MADV_DONTFORK => return mark(memory, start, end, flag::DONTFORK, true),
+        libc::MADV_DOFORK => return mark(memory, start, end, flag::DONTFORK, false),
+        MADV_WIPEONFORK => return mark(memory, start, end, flag::WIPEONFORK, true),
+        MADV_KEEPONFORK => return mark(memory, start, end, flag::WIPEONFORK, false),
+        // Guard markers are not kept over a resume: callers fall back to PROT_NONE.
+        102 | 103 => return error(libc::EINVAL),
+        _ => {}
+    }
+    let result = raw(libc::SYS_madvise, [address, bytes, advice as u64, 0, 0, 0]);
+    match (result, advice) {
+        // Shared memory knows less advice than private memory; none of these changes what a program reads.
+        (Err(Errno(libc::EINVAL)), libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE | libc::MADV_MERGEABLE) => Ok(0),
+        (result, _) => result,
+    }
+}
+
+const MADV_WIPEONFORK: i32 = 18;
+const MADV_KEEPONFORK: i32 = 19;
+
+/// MADV_DONTNEED: region memory reads zero afterwards; mappings of files go back to the file's content.
+fn discard(memory: &mut Memory, start: u64, end: u64) -> Result64 {
+    let mut at = start;
+    let mut hole = false;
+    while let Some(run) = memory.tree.at_or_after(at).filter(|run| run.start < end) {
+        hole |= run.start > at;
+        let (a, b) = (run.start.max(start), run.end.min(end));
+        match run.attr.kind {
+            // What was copied from a file keeps its content: going back to the file's would need the file.
+            Kind::Region if run.attr.flags & (flag::FROM_FILE | flag::SHARED) != 0 => {}
+            Kind::Region => punch(memory, a, b)?,
+            Kind::FilePrivate if run.attr.flags & flag::PATCHED != 0 => {}
+            // SAFETY: the program's own memory and wish.
+            _ => unsafe { mm::madvise(a, b - a, libc::MADV_DONTNEED) }?,
+        }
+        at = run.end;
+    }
+    if hole || at < end { error(libc::ENOMEM) } else { Ok(0) }
+}
+
+/// Sets or clears a flag on a range.
+fn mark(memory: &mut Memory, start: u64, end: u64, bits: u16, on: bool) -> Result64 {
+    memory
+        .tree
+        .update(start, end, |attr| attr.flags = if on { attr.flags | bits } else { attr.flags & !bits })
+        .map_err(full)?;
+    Ok(0)
+}

@@ -1,0 +1,173 @@
+//! mremap(2). Since the offset in the slice *is* the address, a move of region memory is a copy of what has content.
+#![allow(unsafe_code)]
+
+use super::memory::{Memory, full, map_slices, not_ours, range, slice_fd, unmap};
+use crate::gate::{Result64, error};
+use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
+use zhuque_abi::maps::Kind;
+use zhuque_model::maptree::Mapping;
+use zhuque_sys::{Errno, fs, mm};
+
+const MREMAP_MAYMOVE: u64 = libc::MREMAP_MAYMOVE as u64;
+const MREMAP_FIXED: u64 = libc::MREMAP_FIXED as u64;
+const MREMAP_DONTUNMAP: u64 = 4;
+/// Lowest address that is handed out.
+const LOWEST: u64 = 0x1_0000;
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// mremap(2).
+pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
+    let [old, old_bytes, new_bytes, flags, wanted, _] = a;
+    let (old_bytes, new_bytes) = (page_up(old_bytes), page_up(new_bytes));
+    let may_move = flags & MREMAP_MAYMOVE != 0;
+    let fixed = flags & MREMAP_FIXED != 0;
+    let keep = flags & MREMAP_DONTUNMAP != 0;
+    if flags & !7 != 0 || old % PAGE != 0 || new_bytes == 0 || ((fixed || keep) && !may_move) {
+        return error(libc::EINVAL);
+    }
+    if keep && old_bytes != new_bytes {
+        return error(libc::EINVAL);
+    }
+    let (start, end) = range(old, old_bytes)?;
+    let run = memory.tree.find(start).ok_or(Errno(libc::EFAULT))?;
+    not_ours(memory, start, end.max(start + 1))?;
+    if old_bytes == 0 {
+        // A second mapping of the same shared memory; only for mappings of files that are shared.
+        return error(libc::EINVAL);
+    }
+    if run.end < end {
+        return error(libc::EFAULT);
+    }
+    let run = run.part(start, end).ok_or(Errno(libc::EFAULT))?;
+    if memory.tree.spare() < 6 {
+        return error(libc::ENOMEM);
+    }
+    if fixed {
+        let (target, target_end) = range(wanted, new_bytes)?;
+        if target < end && start < target_end {
+            return error(libc::EINVAL);
+        }
+        not_ours(memory, target, target_end)?;
+        unmap(memory, target, target_end)?;
+        return relocate(memory, run, target, new_bytes, keep);
+    }
+    if new_bytes <= old_bytes && !keep {
+        if new_bytes < old_bytes {
+            unmap(memory, start + new_bytes, end)?;
+        }
+        return Ok(start);
+    }
+    if !keep && grow(memory, run, start + new_bytes)? {
+        return Ok(start);
+    }
+    if !may_move {
+        return error(libc::ENOMEM);
+    }
+    let target = place_for(memory, new_bytes)?;
+    relocate(memory, run, target, new_bytes, keep)
+}
+
+/// An address for a mapping that is moved since it grows: it may grow again, so leave it room to do so in place.
+fn place_for(memory: &Memory, bytes: u64) -> Result<u64, Errno> {
+    // SAFETY: the lock is held.
+    let top = unsafe { (*memory.globals).mmap_top };
+    let roomy = bytes.saturating_mul(2);
+    memory
+        .tree
+        .gap_below(roomy, PAGE, LOWEST, top)
+        .or_else(|| memory.tree.gap_below(bytes, PAGE, LOWEST, TASK_SIZE))
+        .ok_or(Errno(libc::ENOMEM))
+}
+
+/// Extends a run in place if the addresses behind it are free.
+fn grow(memory: &mut Memory, run: Mapping, new_end: u64) -> Result<bool, Errno> {
+    if new_end > TASK_SIZE || !memory.tree.is_free(run.end, new_end) {
+        return Ok(false);
+    }
+    match run.attr.kind {
+        Kind::Region => map_slices(run.end, new_end, u64::from(run.attr.prot), libc::MAP_FIXED_NOREPLACE)?,
+        // SAFETY: the program's own mapping, extended into free addresses by the kernel's rules.
+        _ => match unsafe { mm::mremap(run.start, run.end - run.start, new_end - run.start, 0, 0) } {
+            Ok(_) => {}
+            Err(Errno(libc::ENOMEM)) => return Ok(false),
+            Err(e) => return Err(e),
+        },
+    }
+    memory.tree.set(run.start, new_end, run.attr).map_err(full)?;
+    Ok(true)
+}
+
+/// Moves a run to `target`, which is free.
+fn relocate(memory: &mut Memory, run: Mapping, target: u64, bytes: u64, keep: bool) -> Result64 {
+    let end = target + bytes;
+    let moved = bytes.min(run.end - run.start);
+    if run.attr.kind == Kind::Region {
+        let prot = u64::from(run.attr.prot);
+        map_slices(target, end, prot, libc::MAP_FIXED_NOREPLACE)?;
+        if let Err(e) = copy_content(run.start, target, moved) {
+            let _ = memory.tree.set(target, end, run.attr);
+            let _ = unmap(memory, target, end);
+            return Err(e);
+        }
+    } else {
+        let flags = (MREMAP_MAYMOVE | MREMAP_FIXED | if keep { MREMAP_DONTUNMAP } else { 0 }) as i32;
+        // SAFETY: the program's own mapping, to free addresses.
+        unsafe { mm::mremap(run.start, run.end - run.start, bytes, flags, target) }?;
+    }
+    memory.tree.set(target, end, run.attr).map_err(full)?;
+    if keep && run.attr.kind == Kind::Region {
+        super::memory::punch(memory, run.start, run.end)?;
+    } else if !keep {
+        if run.attr.kind == Kind::Region {
+            unmap(memory, run.start, run.end)?;
+        } else {
+            memory.tree.clear(run.start, run.end).map_err(full)?;
+        }
+    }
+    Ok(target)
+}
+
+/// Copies the content of region memory to another address, leaving holes holes.
+fn copy_content(from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < bytes {
+        let (slice, offset) = slice_of(from + done);
+        let run = (bytes - done).min(SLICE_BYTES - offset);
+        let data = match fs::seek(slice_fd(slice), offset as i64, SEEK_DATA) {
+            Ok(data) if data < offset + run => data,
+            Ok(_) | Err(Errno(libc::ENXIO)) => {
+                done += run;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let hole = fs::seek(slice_fd(slice), data as i64, SEEK_HOLE)?.min(offset + run);
+        copy_run(from + done + (data - offset), to + done + (data - offset), hole - data)?;
+        done += hole - offset;
+    }
+    Ok(())
+}
+
+/// Copies one run of content through two windows, so that neither side's protection matters.
+fn copy_run(from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < bytes {
+        let (from_slice, from_offset) = slice_of(from + done);
+        let (to_slice, to_offset) = slice_of(to + done);
+        let run = (bytes - done).min(SLICE_BYTES - from_offset).min(SLICE_BYTES - to_offset);
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: fresh mappings at addresses that the kernel chooses, gone again below; the copy reports a store that
+        // is full (SIGBUS) as EFAULT.
+        unsafe {
+            let source = mm::mmap(0, run, prot, libc::MAP_SHARED, slice_fd(from_slice), from_offset)?;
+            let target = mm::mmap(0, run, prot, libc::MAP_SHARED, slice_fd(to_slice), to_offset)?;
+            let copied = zhuque_sys::user::copy(target, source, run as usize);
+            mm::munmap(source, run)?;
+            mm::munmap(target, run)?;
+            copied.map_err(|_| Errno(libc::ENOMEM))?;
+        }
+        done += run;
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! # Families: one kind of kernel-resident state each
+//!
+//! What the gate records while the program runs (memory, signals, threads, ...) has a file of its own here; what is
+//! only asked of the kernel at save, everything behind a descriptor number, is [`descriptors`].
+
+pub mod clocks;
+pub mod descriptors;
+pub mod exec;
+pub mod fork_child;
+pub mod ids;
+pub mod memory;
+pub mod memory_files;
+pub mod memory_map;
+pub mod memory_move;
+pub mod processes;
+pub mod signals;
+pub mod threads;
+
+pub use descriptors::{Capture, Failure, Revival, capture, revive, stdio_identity};

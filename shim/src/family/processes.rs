@@ -1,0 +1,256 @@
+//! Processes: fork, vfork, exec, waiting, and ids of other processes.
+//!
+//! Children are volatile: a fork child gets private copies of everything before it runs one instruction of the program,
+//! and leaves the gate for good (`fork_child`). A vfork child borrows its parent's memory and slot until it executes
+//! something or ends. An exec of the program itself starts a new image in the same region (`exec`).
+#![allow(unsafe_code)]
+
+use super::{exec, fork_child, ids};
+use crate::control::{self, Lock};
+use crate::gate::{Result64, error, wait_call};
+use crate::save;
+use core::sync::atomic::Ordering;
+use zhuque_abi::header::{Child, MAX_CHILDREN};
+use zhuque_abi::slot::{Slot, VFORK_DEPTH, VforkReturn};
+use zhuque_sys::{process, signal, user};
+
+unsafe extern "C" {
+    fn zhuque_clone(flags: u64, stack: u64, parent: u64, child: u64, tls: u64, entry: extern "C" fn(*mut Slot) -> u32, argument: *mut Slot) -> i64;
+    fn zhuque_vfork() -> !;
+}
+
+/// Calls about processes.
+pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
+    match number {
+        libc::SYS_getpid if slot.borrowed == 0 => Ok(u64::from(ids::virtual_pid())),
+        libc::SYS_wait4 | libc::SYS_waitid if slot.borrowed == 0 => wait(slot, number, a),
+        libc::SYS_execve if slot.borrowed == 0 => exec::execve(slot, [libc::AT_FDCWD as u64, a[0], a[1], a[2], 0]),
+        libc::SYS_execveat if slot.borrowed == 0 => exec::execve(slot, [a[0], a[1], a[2], a[3], a[4]]),
+        _ if control::life().generation == 0 || slot.borrowed > 0 => wait_call(slot, number, a),
+        _ => with_ids(slot, number, a),
+    }
+}
+
+/// Calls that name processes, in a life in which the program's own ids are not the kernel's.
+fn with_ids(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
+    let translate = |value: u64| ids::real(value as i32) as u64;
+    match number {
+        libc::SYS_getpriority | libc::SYS_setpriority if a[0] == 0 => a[1] = translate(a[1]),
+        libc::SYS_ioprio_get | libc::SYS_ioprio_set if a[0] == 1 => a[1] = translate(a[1]),
+        libc::SYS_getpriority | libc::SYS_setpriority | libc::SYS_ioprio_get | libc::SYS_ioprio_set => {}
+        libc::SYS_kcmp | libc::SYS_setpgid => {
+            a[0] = translate(a[0]);
+            a[1] = translate(a[1]);
+        }
+        libc::SYS_getpgrp | libc::SYS_setsid => {}
+        _ => a[0] = translate(a[0]),
+    }
+    let result = wait_call(slot, number, a)?;
+    Ok(match number {
+        libc::SYS_getpgrp | libc::SYS_getpgid | libc::SYS_getsid | libc::SYS_setsid => {
+            u64::from(ids::shown(result as u32))
+        }
+        _ => result,
+    })
+}
+
+/// The table of children. The caller holds the state lock.
+fn children() -> &'static mut [Child; MAX_CHILDREN] {
+    // SAFETY: the state lock makes this the only user.
+    unsafe { &mut (*control::globals()).children }
+}
+
+/// Notes a child, so that it can be reported as lost after a failure.
+pub fn add_child(pid: u32) {
+    let _lock = Lock::state();
+    note_child(pid);
+}
+
+/// As [`add_child`], with the state lock held already.
+fn note_child(pid: u32) {
+    if let Some(entry) = children().iter_mut().find(|entry| entry.pid == 0) {
+        *entry = Child { pid, lost: 0 };
+    }
+}
+
+/// Whether `pid` is a child that a failure took and that has not been waited for.
+pub fn is_lost(pid: i32) -> bool {
+    pid > 0 && control::life().generation != 0 && {
+        let _lock = Lock::state();
+        children().iter().any(|entry| entry.pid == pid as u32 && entry.lost != 0)
+    }
+}
+
+/// fork(2): returns in the parent; the child leaves by its own way.
+pub fn fork(slot: &mut Slot, exit_signal: u64, child_tid: u64, clear_tid: u64) -> Result64 {
+    let memory = super::memory::Memory::lock();
+    let lock = Lock::state();
+    let mask = signal::set_mask(!0);
+    save::stop_for_fork(slot);
+    slot.fork_done.store(0, Ordering::Release);
+    slot.start_child_tid = child_tid;
+    slot.start_flags = clear_tid;
+    slot.start_mask = if slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0 {
+        slot.deferred.mask
+    } else {
+        mask
+    };
+    let (scratch, bytes) = control::scratch();
+    // SAFETY: no CLONE_VM: the child has a copy of the life area, whose scratch memory is nobody's while the world
+    // stands still, and starts on it.
+    let pid = unsafe { zhuque_clone(exit_signal, scratch + bytes - 64, 0, 0, 0, fork_child::start, slot) };
+    let result = if pid < 0 {
+        error(-pid as i32)
+    } else {
+        wait_for_copy(slot, pid as u32);
+        note_child(pid as u32);
+        Ok(pid as u64)
+    };
+    save::release_after_fork();
+    drop(lock);
+    drop(memory);
+    signal::set_mask(mask);
+    result
+}
+
+/// Waits until the child has its own memory, or has died trying.
+fn wait_for_copy(slot: &Slot, pid: u32) {
+    while slot.fork_done.load(Ordering::Acquire) == 0 {
+        let _ = process::futex_wait(&slot.fork_done, 0, 50_000_000);
+        if slot.fork_done.load(Ordering::Acquire) == 0 && process::kill(pid as i32, 0).is_err() {
+            break;
+        }
+        // A child that was killed while copying is a zombie: look without reaping.
+        let mut info = [0u64; 16];
+        let flags = (libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) as usize;
+        // SAFETY: the target is a local siginfo.
+        let _ = unsafe {
+            process::other(libc::SYS_waitid, [libc::P_PID as usize, pid as usize, info.as_mut_ptr() as usize, flags, 0, 0])
+        };
+        if info[0] != 0 {
+            break;
+        }
+    }
+}
+
+/// vfork(2) and clone(CLONE_VM | CLONE_VFORK): see `entry::asm`. Does not return here.
+pub fn vfork(slot: &mut Slot) -> Result64 {
+    let depth = slot.borrowed as usize;
+    if depth >= VFORK_DEPTH {
+        return error(libc::EAGAIN);
+    }
+    slot.vfork[depth] = VforkReturn { rsp: slot.frame.rsp, rip: slot.frame.rip };
+    // SAFETY: nothing on this stack is needed any more, and no lock is held.
+    unsafe { zhuque_vfork() }
+}
+
+/// The parent is back from vfork; the result lies in the slot's scratch.
+pub fn vfork_done(slot: &mut Slot) -> Result64 {
+    let result = slot.scratch[0] as i64;
+    if result < 0 {
+        return error(-result as i32);
+    }
+    if slot.borrowed == 0 && result > 0 {
+        add_child(result as u32);
+    }
+    Ok(result as u64)
+}
+
+/// A lost child that a wait for `pid` (wait4's meaning) would report. Children of other groups are not told apart.
+fn take_lost(pid: i32, keep: bool) -> Option<u32> {
+    if control::life().generation == 0 {
+        return None;
+    }
+    let _lock = Lock::state();
+    let entry = children()
+        .iter_mut()
+        .find(|entry| entry.lost != 0 && entry.pid != 0 && (pid <= 0 || entry.pid == pid as u32))?;
+    let found = entry.pid;
+    if !keep {
+        *entry = Child::default();
+    }
+    Some(found)
+}
+
+/// Forgets a child that has been waited for.
+fn reaped(pid: u32) {
+    let _lock = Lock::state();
+    if let Some(entry) = children().iter_mut().find(|entry| entry.pid == pid) {
+        *entry = Child::default();
+    }
+}
+
+/// wait4(2) and waitid(2): children that a failure took were ended by SIGPWR.
+fn wait(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
+    if number == libc::SYS_waitid {
+        return waitid(slot, a);
+    }
+    if let Some(pid) = take_lost(a[0] as i32, false) {
+        if a[1] != 0 {
+            // SAFETY: the program's memory.
+            unsafe { user::write(a[1], &libc::SIGPWR) }?;
+        }
+        return Ok(u64::from(pid));
+    }
+    // A status is always asked for: only a child that has ended is forgotten.
+    let wanted = a[1];
+    a[1] = &raw mut slot.scratch[0] as u64;
+    slot.scratch[0] = 0;
+    let pid = wait_call(slot, number, a)?;
+    let status = slot.scratch[0] as u32 as i32;
+    if pid != 0 {
+        if status & 0xff != 0x7f && status != 0xffff {
+            reaped(pid as u32);
+        }
+        if wanted != 0 {
+            // SAFETY: the program's memory.
+            unsafe { user::write(wanted, &status) }?;
+        }
+    }
+    Ok(pid)
+}
+
+/// waitid(2).
+fn waitid(slot: &mut Slot, a: [u64; 6]) -> Result64 {
+    let [kind, id, info, options, ..] = a;
+    let keep = options as i32 & libc::WNOWAIT != 0;
+    let named = match kind as u32 {
+        libc::P_PID => id as i32,
+        libc::P_ALL | libc::P_PGID => -1,
+        _ => return wait_call(slot, libc::SYS_waitid, a),
+    };
+    if options as i32 & libc::WEXITED != 0
+        && let Some(pid) = take_lost(named, keep)
+    {
+        if info != 0 {
+            let signal = u64::from(libc::SIGCHLD as u32);
+            let code = libc::CLD_KILLED as u64;
+            let record = [signal, code, u64::from(pid), u64::from(libc::SIGPWR as u32), 0, 0];
+            // SAFETY: the program's memory; signo, errno, code, pid, uid, status as the kernel lays them out.
+            unsafe { user::write(info, &record) }?;
+        }
+        return Ok(0);
+    }
+    let result = wait_call(slot, libc::SYS_waitid, a)?;
+    if info != 0 && !keep {
+        // SAFETY: the kernel has just written a siginfo there.
+        let record: [u64; 3] = unsafe { user::read(info) }?;
+        let code = record[1] as u32 as i32;
+        if record[0] as u32 == libc::SIGCHLD as u32
+            && matches!(code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED)
+        {
+            reaped(record[2] as u32);
+        }
+    }
+    Ok(result)
+}
+
+/// At a resume: every child of the program is gone. Post-commit.
+pub fn lose_children() -> u32 {
+    let mut lost = 0;
+    for entry in children().iter_mut().filter(|entry| entry.pid != 0) {
+        entry.lost = 1;
+        lost += 1;
+    }
+    lost
+}

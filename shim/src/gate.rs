@@ -1,0 +1,217 @@
+//! The gate's slow path: every call that the fast path does not let pass comes to [`serve`], on the gate's stack, with
+//! the program's registers in the slot's frame.
+//!
+//! A call is a critical section: signals that come meanwhile are put off until the gate's exit. Only [`wait_call`] may
+//! wait, and returns at once when something is put off. Neighbours: `entry::asm` (who calls), `family/*` (who answers),
+//! `zhuque_model::calls` (the table that decides).
+#![allow(unsafe_code)]
+
+use crate::entry::{handler::current_slot, sites};
+use crate::family::{clocks, ids, memory, processes, signals, threads};
+use crate::text::Text;
+use crate::{control, die};
+use core::sync::atomic::Ordering;
+use zhuque_abi::slot::{Retry, Slot};
+use zhuque_model::calls::{Family, Treatment, lookup};
+use zhuque_sys::{Errno, check, raw::call6};
+
+/// Result of a call: a value or an error number.
+pub type Result64 = Result<u64, Errno>;
+
+/// Pseudo number with which a parent comes back from vfork; see `entry::asm`.
+pub const VFORK_DONE: u32 = 0x7a71_0001;
+
+/// How a call leaves the gate.
+pub enum Outcome {
+    /// With this result.
+    Value(Result64),
+    /// By the kernel's rt_sigreturn on the program's frame.
+    Sigreturn,
+}
+
+/// An error as a result.
+pub fn error<T>(number: i32) -> Result<T, Errno> {
+    Err(Errno(number))
+}
+
+/// Serves one call. Returns 0 to leave with the frame's registers, 1 for rt_sigreturn.
+pub extern "C" fn serve(slot: *mut Slot) -> u32 {
+    // SAFETY: the slot is the calling thread's own, and nobody else writes these fields while it runs.
+    let slot = unsafe { &mut *slot };
+    slot.retry.valid = 0;
+    let outcome = dispatch(slot, slot.frame.number);
+    match outcome {
+        Outcome::Value(result) => {
+            slot.frame.rax = match result {
+                Ok(value) => value,
+                Err(Errno(number)) => -i64::from(number) as u64,
+            };
+            0
+        }
+        Outcome::Sigreturn => 1,
+    }
+}
+
+fn dispatch(slot: &mut Slot, number: u64) -> Outcome {
+    if number == u64::from(VFORK_DONE) {
+        return Outcome::Value(processes::vfork_done(slot));
+    }
+    // The kernel looks at 32 bits of the number, and so does every table.
+    let Some(call) = lookup(number & 0xffff_ffff) else {
+        say_refused(number, b"", b"unknown to this version");
+        return Outcome::Value(error(libc::ENOSYS));
+    };
+    let f = &slot.frame;
+    let arguments = [f.rdi, f.rsi, f.rdx, f.r10, f.r8, f.r9];
+    let number = i64::from(call.number);
+    Outcome::Value(match call.treatment {
+        Treatment::Pass => wait_call(slot, number, arguments),
+        Treatment::Refuse(errno, why) => {
+            say_refused(number as u64, call.name.as_bytes(), why.as_bytes());
+            error(i32::from(errno))
+        }
+        Treatment::Gate(Family::Memory) => memory::serve(number, arguments),
+        Treatment::Gate(Family::Signals) => return signal_call(slot, number, arguments),
+        Treatment::Gate(Family::Threads) => return threads::serve(slot, number, arguments),
+        Treatment::Gate(Family::Processes) => processes::serve(slot, number, arguments),
+        Treatment::Gate(Family::Clocks) => clocks::serve(slot, number, arguments),
+        Treatment::Gate(Family::Files) => descriptor_call(slot, number, arguments),
+        Treatment::Gate(Family::Sockets) => listen(slot, number, arguments),
+    })
+}
+
+/// Calls about signals.
+fn signal_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Outcome {
+    Outcome::Value(match number {
+        libc::SYS_rt_sigaction => signals::rt_sigaction(slot, a[0], a[1], a[2], a[3]),
+        libc::SYS_rt_sigprocmask => signals::rt_sigprocmask(slot, a[0], a[1], a[2], a[3]),
+        libc::SYS_rt_sigreturn => match signals::rt_sigreturn(slot) {
+            Ok(outcome) => return outcome,
+            Err(e) => Err(e),
+        },
+        libc::SYS_sigaltstack => signals::sigaltstack(slot, a[0], a[1]),
+        libc::SYS_rt_sigsuspend => signals::rt_sigsuspend(slot, a[0], a[1]),
+        libc::SYS_signalfd | libc::SYS_signalfd4 => signals::signalfd(slot, number, a),
+        libc::SYS_rt_sigtimedwait => clocks::rt_sigtimedwait(slot, a),
+        libc::SYS_rt_sigpending => wait_call(slot, number, a),
+        _ => ids::send_signal(slot, number, a),
+    })
+}
+
+/// close and its like: the region's own descriptors do not exist for the program.
+fn descriptor_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
+    let own = &control::life().descriptors;
+    let own = own.first as u32..own.end as u32;
+    match number {
+        libc::SYS_close if own.contains(&(a[0] as u32)) => error(libc::EBADF),
+        libc::SYS_dup2 | libc::SYS_dup3 if own.contains(&(a[0] as u32)) || own.contains(&(a[1] as u32)) => {
+            error(libc::EBADF)
+        }
+        libc::SYS_close_range => close_range(a, own),
+        _ => wait_call(slot, number, a),
+    }
+}
+
+/// close_range(2) around the region's own descriptors.
+fn close_range(a: [u64; 6], own: core::ops::Range<u32>) -> Result64 {
+    let (first, last) = (a[0] as u32, a[1] as u32);
+    if first > last {
+        return error(libc::EINVAL);
+    }
+    let mut result = Ok(0);
+    if first < own.start {
+        let end = last.min(own.start - 1);
+        result = raw(libc::SYS_close_range, [u64::from(first), u64::from(end), a[2], 0, 0, 0]);
+    }
+    if result.is_ok() && last >= own.end {
+        let start = first.max(own.end);
+        result = raw(libc::SYS_close_range, [u64::from(start), u64::from(last), a[2], 0, 0, 0]);
+    }
+    result
+}
+
+/// listen(2): the kernel does not tell the backlog afterwards, except by netlink, so it is noted.
+fn listen(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
+    wait_call(slot, number, a)
+}
+
+/// A call that does not wait, as it is.
+pub fn raw(number: i64, a: [u64; 6]) -> Result64 {
+    // SAFETY: the program's own call with its own arguments: what it does to the program's memory is the program's
+    // business, and the callers have looked at those that could touch ours.
+    check(unsafe {
+        call6(
+            number as usize,
+            a[0] as usize,
+            a[1] as usize,
+            a[2] as usize,
+            a[3] as usize,
+            a[4] as usize,
+            a[5] as usize,
+        )
+    })
+    .map(|value| value as u64)
+}
+
+unsafe extern "C" {
+    fn zhuque_wait(call: *const [u64; 7]) -> i64;
+}
+
+/// Not begun, since something was put off already.
+const UNBEGUN: i64 = -512;
+/// The kernel would have issued it again.
+const RESTART: i64 = -513;
+
+/// A call that may wait. Comes back early, with EINTR and `slot.retry` set, when a signal or a kick has been put off.
+pub fn wait_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
+    let call = [number as u64, a[0], a[1], a[2], a[3], a[4], a[5]];
+    // SAFETY: as for `raw`; the assembler keeps to the C calling convention.
+    let result = unsafe { zhuque_wait(&call) };
+    let restartable = match result {
+        UNBEGUN => retry::ALWAYS,
+        RESTART => retry::RESTART,
+        r if r == -i64::from(libc::EINTR) && slot.pending.load(Ordering::Relaxed) != 0 => retry::EINTR,
+        _ => return check(result as isize).map(|value| value as u64),
+    };
+    let rip = sites::call_site(slot.frame.rip);
+    slot.retry = Retry { valid: 1, rip, number: slot.frame.number, restartable };
+    error(libc::EINTR)
+}
+
+/// Values of [`Retry::restartable`].
+pub mod retry {
+    /// The call ends with EINTR if a handler runs.
+    pub const EINTR: u64 = 0;
+    /// ... unless the handler was installed with SA_RESTART.
+    pub const RESTART: u64 = 1;
+    /// The call had not begun: it comes after the handler.
+    pub const ALWAYS: u64 = 2;
+}
+
+/// Says once per number that a call was refused.
+pub fn say_refused(number: u64, name: &[u8], why: &[u8]) {
+    let number = number & 0xffff_ffff;
+    let life = control::life();
+    let word = (number / 64).min(9) as usize;
+    let bit = 1u64 << (number % 64);
+    if life.refused[word].fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+        return;
+    }
+    let mut text = Text::new();
+    if name.is_empty() {
+        text.push(b"system call ").number(number);
+    } else {
+        text.push(name);
+    }
+    text.push(b" is refused: ").push(why);
+    die::say(&text);
+}
+
+/// The calling thread's slot, for code that is not handed it.
+///
+/// # Safety
+/// The result must not live beside another reference to the slot.
+pub unsafe fn this_slot() -> &'static mut Slot {
+    // SAFETY: the slot is this thread's; aliasing is the caller's argument.
+    unsafe { &mut *current_slot() }
+}

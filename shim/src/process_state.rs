@@ -1,0 +1,170 @@
+//! Attributes of the process as a whole: written down by a save, set again by a resume.
+#![allow(unsafe_code)]
+
+use crate::control;
+use crate::entry::maps;
+use crate::family::Failure;
+use crate::family::memory_files::mtime_ns;
+use crate::save::{self, Journal};
+use core::arch::x86_64::{__cpuid_count, _xgetbv};
+use core::sync::atomic::Ordering;
+use zhuque_abi::header::Header;
+use zhuque_abi::journal::{Process, Record};
+use zhuque_abi::maps::Kind;
+use zhuque_abi::slot::Slot;
+use zhuque_model::maptree::MapTree;
+use zhuque_sys::time::{IntervalTimer, interval_timer, set_interval_timer};
+use zhuque_sys::{fs, process, signal};
+
+/// Number of resource limits (RLIM_NLIMITS).
+const LIMITS: u32 = 16;
+
+/// Takes the signals that are pending for a thread that is about to park, and writes them down.
+pub fn note_pending(slot: &Slot) {
+    let mut info = [0u64; 16];
+    while save::takes(signal::pending()) != 0 {
+        let Ok(number) = signal::take_pending(save::takes(!0), &mut info) else { return };
+        let code = (info[1] & 0xffff_ffff) as i32;
+        // Only tgkill and its like say that a thread was meant; everything else is the process'.
+        let thread = if code == -6 { slot.virtual_tid.load(Ordering::Relaxed) } else { 0 };
+        info[0] = info[0] & !0xffff_ffff | u64::from(number);
+        save::append(&Record::PendingSignal { thread, info });
+    }
+}
+
+/// Writes down the process' attributes.
+pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure> {
+    let (exe_room, rest) = scratch.split_at_mut(8192);
+    let (cwd_room, rest) = rest.split_at_mut(8192);
+    let failed = |what: &'static [u8]| move |error| Failure::new(what).errno(error);
+    let mut path = fs::Path::new();
+    path.push(b"/proc/thread-self/exe");
+    let length = fs::read_link(&path, exe_room).map_err(failed(b"the executable: "))?;
+    let exe = exe_room.get(..length).unwrap_or(&[]);
+    let stat = fs::stat_at(libc::AT_FDCWD, &path, 0).map_err(failed(b"the executable: "))?;
+    let length = fs::working_directory(cwd_room).map_err(failed(b"the working directory: "))?;
+    let cwd = cwd_room.get(..length).unwrap_or(&[]);
+    let arguments = maps::read_whole(b"/proc/thread-self/cmdline", rest).map_err(failed(b"the arguments: "))?;
+    let umask = fs::umask(0o77);
+    fs::umask(umask);
+    // SAFETY: these options take no pointers.
+    let get = |option: i32| unsafe { process::prctl(option, 0, 0, 0, 0) }.unwrap_or(0) as u64;
+    let ids = ids();
+    let call = |number: i64| {
+        // SAFETY: no memory involved.
+        unsafe { process::other(number, [0; 6]) }.unwrap_or(0) as u32
+    };
+    journal.put(&Record::Process(Process {
+        exe,
+        exe_identity: [stat.st_dev, stat.st_ino, stat.st_size as u64, mtime_ns(&stat)],
+        arguments,
+        cwd,
+        umask,
+        personality: personality(),
+        dumpable: get(libc::PR_GET_DUMPABLE) as u32,
+        no_new_privs: get(libc::PR_GET_NO_NEW_PRIVS) as u32,
+        prctls: [get(libc::PR_GET_TIMERSLACK), 0, get(libc::PR_GET_THP_DISABLE)],
+        ids,
+        session: crate::family::ids::shown(call(libc::SYS_getsid)),
+        group: crate::family::ids::shown(call(libc::SYS_getpgrp)),
+        oom_score_adj: 0,
+    }))?;
+    for resource in 0..LIMITS {
+        if let Ok([soft, hard]) = process::limit(resource, None) {
+            journal.put(&Record::Limit { resource, soft, hard })?;
+        }
+    }
+    for which in 0..3 {
+        describe_timer(journal, which)?;
+    }
+    Ok(())
+}
+
+fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {
+    let Ok(timer) = interval_timer(which) else { return Ok(()) };
+    let ns = |[seconds, micros]: [i64; 2]| (seconds as u64) * 1_000_000_000 + (micros as u64) * 1000;
+    let value_ns = ns(timer.value);
+    if value_ns == 0 {
+        return Ok(());
+    }
+    journal.put(&Record::IntervalTimer { which, value_ns, interval_ns: ns(timer.interval) })
+}
+
+fn personality() -> u32 {
+    // SAFETY: 0xffffffff asks without setting.
+    unsafe { process::other(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]) }.unwrap_or(0) as u32
+}
+
+/// Real, effective and saved user and group ids.
+fn ids() -> [u32; 6] {
+    let mut ids = [0u32; 6];
+    let at = |index: usize| ids.as_ptr().wrapping_add(index) as usize;
+    let (users, groups) = ([at(0), at(1), at(2), 0, 0, 0], [at(3), at(4), at(5), 0, 0, 0]);
+    // SAFETY: each call writes three words of the local.
+    unsafe {
+        let _ = process::other(libc::SYS_getresuid, users);
+        let _ = process::other(libc::SYS_getresgid, groups);
+        core::ptr::read_volatile(&raw mut ids)
+    }
+}
+
+/// Whether the program has a shared mapping of a file.
+pub fn mapped_shared(device: u64, inode: u64) -> bool {
+    // SAFETY: everything stands still.
+    let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+    // SAFETY: as above.
+    let files = unsafe { control::files() };
+    tree.iter().filter(|run| run.attr.kind == Kind::FileShared).any(|run| {
+        files.get(run.attr.file as usize).is_some_and(|file| file.device == device && file.inode == inode)
+    })
+}
+
+/// Notes which processor the program has seen: its code may have chosen instructions by it.
+pub fn note_processor(header: &mut Header) {
+    let leaf1 = __cpuid_count(1, 0);
+    let leaf7 = __cpuid_count(7, 0);
+    let leaf13 = __cpuid_count(13, 1);
+    header.cpu_features = [leaf1.ecx, leaf1.edx, leaf7.ebx, leaf7.ecx, leaf7.edx, leaf13.eax];
+    // OSXSAVE says that the register may be read.
+    // SAFETY: checked right here.
+    header.xcr0 = if leaf1.ecx & (1 << 27) != 0 { unsafe { xcr0() } } else { 0 };
+    header.xsave_bytes = u64::from(__cpuid_count(13, 0).ebx);
+}
+
+#[target_feature(enable = "xsave")]
+fn xcr0() -> u64 {
+    // SAFETY: register 0 always exists with OSXSAVE, which the caller has checked.
+    unsafe { _xgetbv(0) }
+}
+
+/// Sets the attributes again, before the descriptors.
+pub fn revive(process_record: &Process<'_>) -> Result<(), Failure> {
+    let mut path = fs::Path::new();
+    path.push(process_record.cwd);
+    fs::change_directory(&path).map_err(|error| Failure::about(process_record.cwd).errno(error))?;
+    fs::umask(process_record.umask);
+    // SAFETY: these options take no pointers.
+    unsafe {
+        let _ = process::prctl(libc::PR_SET_TIMERSLACK, process_record.prctls[0] as usize, 0, 0, 0);
+        let _ = process::prctl(libc::PR_SET_THP_DISABLE, process_record.prctls[2] as usize, 0, 0, 0);
+        if process_record.no_new_privs != 0 {
+            let _ = process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        }
+    }
+    Ok(())
+}
+
+/// Sets a resource limit again; the one for descriptors comes last, after they are all there.
+pub fn revive_limit(resource: u32, soft: u64, hard: u64) {
+    let _ = process::limit(resource, Some([soft, hard]));
+}
+
+/// Arms an interval timer with what remained.
+pub fn revive_timer(which: u32, value_ns: u64, interval_ns: u64) {
+    let pair = |ns: u64| [(ns / 1_000_000_000) as i64, (ns % 1_000_000_000 / 1000) as i64];
+    let mut value = pair(value_ns);
+    if value == [0, 0] {
+        value[1] = 1;
+    }
+    let _ = set_interval_timer(which, &IntervalTimer { interval: pair(interval_ns), value });
+}

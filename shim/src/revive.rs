@@ -1,0 +1,324 @@
+//! Revive: the shim's half of a resume. The stub has mapped everything back; nothing of the region may be written until
+//! the one store that commits. Stages are `zhuque_abi::life::stage`.
+//!
+//! Runs on the life's scratch stack, with all signals blocked, without a slot of its own until the threads exist.
+#![allow(unsafe_code)]
+
+use crate::context::Context;
+use crate::control;
+use crate::entry::{patch, vdso};
+use crate::family::signals::{self, Program};
+use crate::family::{self, Failure, clocks, processes, threads};
+use crate::{process_state, save};
+use core::sync::atomic::Ordering;
+use zhuque_abi::codec::Records;
+use zhuque_abi::header::{Phase, phase_word};
+use zhuque_abi::journal::Record;
+use zhuque_abi::life::{Life, ResumeArgs, stage};
+use zhuque_abi::maps::Kind;
+use zhuque_abi::slot::{SigInfo, Slot, pending, state};
+use zhuque_model::maptree::MapTree;
+use zhuque_sys::signal::bit;
+use zhuque_sys::{fs, mm, process, signal, time};
+
+const SIGPWR: u32 = libc::SIGPWR as u32;
+const SI_QUEUE: i32 = -1;
+/// What a thread shares with its process.
+const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
+
+unsafe extern "C" {
+    fn zhuque_clone(flags: u64, stack: u64, parent: u64, child: u64, tls: u64, entry: extern "C" fn(*mut Slot) -> u32, argument: *mut Slot) -> i64;
+    fn zhuque_return_to_frame(frame: u64) -> !;
+}
+
+/// Entry, jumped to by the stub.
+///
+/// # Safety
+/// `args` lies in the stub's memory, and the address space is the saved one.
+pub unsafe extern "C" fn revive(args: *const ResumeArgs) -> ! {
+    // SAFETY: the caller's argument. The stub's memory goes away, so take a copy.
+    let args = unsafe { *args };
+    set_life(&args);
+    reach(&args, stage::REVIVED);
+    if let Err(failure) = before_commit(&args) {
+        report(&args, failure.message());
+        process::exit_group(crate::die::STATUS);
+    }
+    let main = commit(&args);
+    match main {
+        // SAFETY: the slot is this thread's.
+        Some(slot) => go(unsafe { &mut *slot }, true),
+        // The main thread had ended before: end this one as well, alone.
+        // SAFETY: exit of one thread.
+        None => loop {
+            unsafe { process::other(libc::SYS_exit, [0; 6]).ok() };
+        },
+    }
+}
+
+/// Writes one line to the launcher.
+fn report(args: &ResumeArgs, text: &[u8]) {
+    let _ = fs::write_all(args.status, text);
+    let _ = fs::write_all(args.status, b"\n");
+}
+
+/// Marks a stage: tests end the resume here.
+fn reach(args: &ResumeArgs, stage: u32) {
+    if args.die_at == stage {
+        let _ = process::kill(process::pid() as i32, libc::SIGKILL as u32);
+    }
+}
+
+/// This life's own data.
+fn set_life(args: &ResumeArgs) {
+    // SAFETY: single-threaded; the life area is fresh.
+    unsafe {
+        let life: &mut Life = &mut *control::life_mut();
+        life.generation = args.generation + 1;
+        life.pid = process::pid();
+        life.flags = args.flags;
+        life.hold_up_ns = args.hold_up_ns;
+        life.descriptors = args.descriptors;
+        life.ready.store(1, Ordering::Release);
+    }
+    vdso::set_life(&args.vdso);
+}
+
+/// The journal as it was saved.
+fn journal() -> &'static [u8] {
+    // SAFETY: only read; the launcher has checked bounds and checksum.
+    unsafe {
+        let used = (*control::header()).journal_bytes as usize;
+        control::journal().get(..used).unwrap_or(&[])
+    }
+}
+
+/// Everything that can fail.
+fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
+    patch::patch_again().map_err(|error| Failure::new(b"cannot rewrite call sites: ").errno(error))?;
+    signals::revive();
+    for record in Records::new(journal()).flatten() {
+        if let Record::Process(process_record) = record {
+            process_state::revive(&process_record)?;
+        }
+    }
+    let (scratch, bytes) = control::scratch();
+    // SAFETY: the lower half; this stack is in the upper.
+    let scratch = unsafe { core::slice::from_raw_parts_mut(scratch as *mut u8, bytes as usize / 2) };
+    // SAFETY: only read.
+    let saved_realtime_ns = unsafe { (*control::header()).saved_realtime_ns };
+    family::revive(&mut family::Revival {
+        journal: journal(),
+        scratch,
+        region_directory: args.descriptors.directory,
+        stdio: args.stdio,
+        force: args.force != 0,
+        helpers: args.helpers..args.helpers_end,
+        own: args.descriptors.first..args.descriptors.end,
+        pid: process::pid(),
+        virtual_pid: family::ids::virtual_pid(),
+        saved_realtime_ns,
+    })?;
+    reach(args, stage::DESCRIPTORS);
+    let threads = start_threads(args)?;
+    while control::life().waiting.load(Ordering::Acquire) < threads {
+        let waiting = control::life().waiting.load(Ordering::Acquire);
+        if waiting < threads {
+            let _ = process::futex_wait(&control::life().waiting, waiting, 10_000_000);
+        }
+    }
+    for record in Records::new(journal()).flatten() {
+        if let Record::Limit { resource, soft, hard } = record {
+            process_state::revive_limit(resource, soft, hard);
+        }
+    }
+    reach(args, stage::THREADS);
+    Ok(())
+}
+
+/// Live slots with a saved frame.
+fn saved_slots() -> impl Iterator<Item = *mut Slot> {
+    // SAFETY: only reads of plain fields, while nobody runs.
+    (0..control::slots()).map(control::slot).filter(|&slot| unsafe {
+        (*slot).state.load(Ordering::Relaxed) == state::LIVE && (*slot).saved.frame != 0
+    })
+}
+
+fn is_main(slot: *mut Slot) -> bool {
+    // SAFETY: only read.
+    unsafe { (*slot).virtual_tid.load(Ordering::Relaxed) == family::ids::virtual_pid() }
+}
+
+/// Starts every thread but the main one; their number.
+fn start_threads(_args: &ResumeArgs) -> Result<u32, Failure> {
+    let mut started = 0;
+    for slot in saved_slots().filter(|&slot| !is_main(slot)) {
+        // SAFETY: only read.
+        let index = unsafe { (*slot).index } as usize;
+        let stack = control::life_stack(index);
+        // SAFETY: each thread has a stack and a slot of its own.
+        let tid = unsafe { zhuque_clone(THREAD_FLAGS, stack, 0, 0, 0, thread, slot) };
+        if tid < 0 {
+            return Err(Failure::new(b"cannot create a thread: ").errno(zhuque_sys::Errno(-tid as i32)));
+        }
+        started += 1;
+    }
+    Ok(started)
+}
+
+/// A revived thread: waits for the commit, then goes on where it was.
+extern "C" fn thread(slot: *mut Slot) -> u32 {
+    // SAFETY: until the commit only registers of this thread and the life area change.
+    let slot = unsafe { &mut *slot };
+    settle(slot);
+    let life = control::life();
+    life.waiting.fetch_add(1, Ordering::AcqRel);
+    process::futex_wake(&life.waiting, 1);
+    while life.go.load(Ordering::Acquire) == 0 {
+        let _ = process::futex_wait(&life.go, 0, 0);
+    }
+    go(slot, false)
+}
+
+/// Gives the calling thread the slot's identity. Writes nothing to the region.
+fn settle(slot: &Slot) {
+    if threads::become_slot(slot).is_err() {
+        process::exit_group(crate::die::STATUS);
+    }
+    // SAFETY: the program's own thread block; the name has its zero.
+    unsafe {
+        process::set_fs_base(slot.saved.fs_base);
+        let _ = process::prctl(libc::PR_SET_NAME, slot.saved.name.as_ptr() as usize, 0, 0, 0);
+    }
+}
+
+/// The one store, and what has to follow it. Returns the main thread's slot, if that thread lives.
+fn commit(args: &ResumeArgs) -> Option<*mut Slot> {
+    let main = saved_slots().find(|&slot| is_main(slot));
+    if let Some(slot) = main {
+        // SAFETY: the slot is this thread's from here on.
+        settle(unsafe { &*slot });
+    }
+    // SAFETY: single-threaded still: the others wait. Only the life area is written.
+    unsafe {
+        let header = &*control::header();
+        let monotonic = header.saved_monotonic_ns as i64 - time::now(libc::CLOCK_MONOTONIC);
+        let boottime = header.saved_boottime_ns as i64 - time::now(libc::CLOCK_BOOTTIME);
+        clocks::set_offsets(&mut *control::life_mut(), monotonic, boottime);
+    }
+    let generation = control::life().generation;
+    control::phase().store(phase_word(generation, Phase::Running), Ordering::SeqCst);
+    reach(args, stage::COMMITTED);
+    after_commit(args);
+    let life = control::life();
+    life.go.store(1, Ordering::Release);
+    process::futex_wake(&life.go, u32::MAX >> 1);
+    main
+}
+
+/// Brings the region's own data up to this life. Nothing here can fail.
+fn after_commit(args: &ResumeArgs) {
+    let life = control::life();
+    // SAFETY: single-threaded still.
+    unsafe {
+        let header = &mut *control::header();
+        header.pid.store(life.pid, Ordering::Relaxed);
+        header.monotonic_offset = life.monotonic_offset.load(Ordering::Relaxed);
+        header.boottime_offset = life.boottime_offset.load(Ordering::Relaxed);
+        let mut tree = MapTree::new(&mut (*control::globals()).tree, control::nodes());
+        renew_volatile(&mut tree, args);
+        let _ = mm::munmap(args.stub_start, args.stub_bytes);
+    }
+    for record in Records::new(journal()).flatten() {
+        match record {
+            Record::PendingSignal { thread, info } => raise_again(thread, &info),
+            Record::IntervalTimer { which, value_ns, interval_ns } => {
+                process_state::revive_timer(which, value_ns, interval_ns);
+            }
+            _ => {}
+        }
+    }
+    let lost = processes::lose_children();
+    if lost > 0 {
+        let mut info: SigInfo = [0; 16];
+        info[0] = libc::SIGCHLD as u64;
+        info[1] = libc::CLD_KILLED as u64;
+        let _ = signal::queue_process(life.pid, libc::SIGCHLD as u32, &info);
+    }
+    // SAFETY: as above; the next save starts an empty journal.
+    unsafe {
+        (*control::header()).journal_bytes = 0;
+        (*control::globals()).stdio = family::stdio_identity(args.stdio);
+    }
+    let _ = fs::write_all(args.status, b"ok\n");
+    let _ = fs::close_range(args.helpers as u32, args.helpers_end.max(args.helpers) as u32);
+}
+
+/// Replaces the old life's vdso in the mapping table by this one's.
+fn renew_volatile(tree: &mut MapTree<'_>, args: &ResumeArgs) {
+    let mut at = 0;
+    while let Some(run) = tree.at_or_after(at) {
+        at = run.end;
+        if run.attr.kind == Kind::Volatile && !control::is_ours(run.start) {
+            let _ = tree.clear(run.start, run.end);
+        }
+    }
+    let start = args.vdso.base - args.vdso.variables;
+    let _ = tree.set(start, args.vdso.base + args.vdso.bytes, vdso::VOLATILE);
+}
+
+/// Makes a signal pending again.
+fn raise_again(thread: u32, info: &SigInfo) {
+    let life = control::life();
+    let number = info[0] as u32;
+    match family::ids::real_thread(thread) {
+        Some(tid) if thread != 0 => {
+            let _ = signal::queue_thread(life.pid, tid, number, info);
+        }
+        _ => {
+            let _ = signal::queue_process(life.pid, number, info);
+        }
+    }
+}
+
+/// The calling thread goes on at the instruction where it was saved. The main thread gets the recovery signal first.
+fn go(slot: &mut Slot, main: bool) -> ! {
+    let frame = slot.saved.frame;
+    // SAFETY: the frame is the kernel's, on this thread's signal stack, which nobody else uses.
+    let context = unsafe { &mut *(frame as *mut Context) };
+    slot.saved.frame = 0;
+    slot.pending.fetch_and(!pending::KICK, Ordering::Relaxed);
+    let retry = (slot.saved.retry.valid != 0).then_some(slot.saved.retry);
+    slot.saved.retry.valid = 0;
+    let recovers = main && save::has_recovery_handler() && slot.extra_mask & bit(SIGPWR) == 0;
+    if recovers {
+        let program = Program { signal: SIGPWR, info: recovery_info(), retry, mask: context.mask };
+        signals::deliver(slot, program, context);
+        slot.timed_rip = 0;
+    } else if let Some(retry) = retry {
+        context.machine.rip = retry.rip;
+        context.machine.rax = retry.number;
+    }
+    if slot.rseq != 0 {
+        // SAFETY: the thread's own area, as it had registered it.
+        let _ = unsafe { process::rseq(slot.rseq, slot.rseq_bytes, 0, slot.rseq_signature) };
+    }
+    // SAFETY: the frame is complete; the kernel checks what it must.
+    unsafe { zhuque_return_to_frame(frame) }
+}
+
+/// The siginfo of the recovery signal: as queued by the process itself, with the generation as value.
+fn recovery_info() -> SigInfo {
+    let life = control::life();
+    let mut info: SigInfo = [0; 16];
+    info[0] = u64::from(SIGPWR);
+    info[1] = SI_QUEUE as u32 as u64;
+    info[2] = u64::from(life.pid);
+    info[3] = life.generation;
+    info
+}

@@ -1,0 +1,363 @@
+//! Save: what happens on SIGPWR, and the other reason to stop the world, fork.
+//!
+//! Every thread comes to its handler, where the kernel has pushed all its registers onto region memory: pushing is
+//! saving. The first thread there leads: it calls the others, waits for them, writes down what only the kernel holds,
+//! and stores the phase SAVED. Nothing of the program runs after that.
+#![allow(unsafe_code)]
+
+use crate::context::Context;
+use crate::control;
+use crate::entry::handler::NEVER_BLOCKED;
+use crate::family::{self, clocks, signals};
+use crate::process_state;
+use core::sync::atomic::{AtomicU32, Ordering};
+use zhuque_abi::codec;
+use zhuque_abi::header::{Header, Phase, Reason, phase_word};
+use zhuque_abi::journal::Record;
+use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET, SLOT_STRIDE};
+use zhuque_abi::life::{Life, boot_flag, stop};
+use zhuque_abi::slot::{Retry, Slot, state};
+use zhuque_sys::{fs, process, signal, time};
+
+/// Status of a program that was saved (EX_TEMPFAIL).
+pub const STATUS: i32 = 75;
+/// Longest wait for one thread before it is called again, ns.
+const PATIENCE: i64 = 2_000_000;
+
+unsafe extern "C" {
+    fn zhuque_on_stack(stack: u64, function: extern "C" fn(u64), argument: u64);
+}
+
+/// Notes that power is failing. The first to say so starts the clock.
+pub fn announce() {
+    let now = time::now(libc::CLOCK_MONOTONIC) as u64;
+    let _ = control::life().announced_ns.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+}
+
+/// Whether power is failing.
+pub fn announced() -> bool {
+    control::life().announced_ns.load(Ordering::Acquire) != 0
+}
+
+/// Saves the calling thread, whose state `context` is; leads the save if nobody does yet. Does not return.
+pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Retry>) -> ! {
+    let life = control::life();
+    slot.saved.frame = context as *mut Context as u64;
+    slot.saved.fs_base = process::fs_base();
+    slot.saved.retry = retry.unwrap_or_default();
+    // SAFETY: PR_GET_NAME writes 16 bytes.
+    let _ = unsafe { process::prctl(libc::PR_GET_NAME, slot.saved.name.as_mut_ptr() as usize, 0, 0, 0) };
+    process_state::note_pending(slot);
+    let leads = life.leader.compare_exchange(0, slot.index + 1, Ordering::AcqRel, Ordering::Acquire).is_ok();
+    park(slot, life);
+    if leads {
+        life.stop.store(stop::SAVE, Ordering::Release);
+        let (scratch, bytes) = control::scratch();
+        // SAFETY: the leader alone uses the scratch memory: its upper end is the stack, the rest is for the families.
+        unsafe { zhuque_on_stack(scratch + bytes, lead, slot as *mut Slot as u64) };
+    }
+    loop {
+        let _ = process::futex_wait(&life.round, life.round.load(Ordering::Relaxed), 0);
+    }
+}
+
+/// Marks the thread as standing still.
+fn park(slot: &Slot, life: &Life) {
+    control::life_thread(slot.index as usize).parked.store(1, Ordering::Release);
+    life.parked.fetch_add(1, Ordering::AcqRel);
+    process::futex_wake(&life.parked, 1);
+}
+
+/// Stands still until the fork is done.
+pub fn park_for_fork(slot: &Slot) {
+    let life = control::life();
+    let round = life.round.load(Ordering::Acquire);
+    if life.stop.load(Ordering::Acquire) != stop::FORK {
+        return;
+    }
+    park(slot, life);
+    while life.round.load(Ordering::Acquire) == round {
+        let _ = process::futex_wait(&life.round, round, 0);
+    }
+    control::life_thread(slot.index as usize).parked.store(0, Ordering::Release);
+    life.parked.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// Stops every other thread of the program. The caller holds both locks and has its signals blocked.
+pub fn stop_for_fork(slot: &Slot) {
+    let life = control::life();
+    life.stop.store(stop::FORK, Ordering::Release);
+    let own = slot.index as usize;
+    loop {
+        let mut running = 0;
+        for index in (0..control::slots()).filter(|&index| index != own) {
+            // SAFETY: atomic fields of the control mapping.
+            let alive = unsafe { (*control::slot(index)).state.load(Ordering::Acquire) } == state::LIVE;
+            let thread = control::life_thread(index);
+            if alive && thread.parked.load(Ordering::Acquire) == 0 && !waits_for_lock(index) {
+                running += 1;
+                let _ = signal::send(life.pid, thread.tid.load(Ordering::Acquire), libc::SIGPWR as u32);
+            }
+        }
+        if running == 0 {
+            return;
+        }
+        let parked = life.parked.load(Ordering::Acquire);
+        let _ = process::futex_wait(&life.parked, parked, PATIENCE);
+    }
+}
+
+/// Whether a thread sleeps until the caller gives up its locks: it does not touch the program's memory.
+fn waits_for_lock(index: usize) -> bool {
+    control::life_thread(index).lock_wait.load(Ordering::Acquire) != 0
+}
+
+/// Lets the world go on after a fork.
+pub fn release_after_fork() {
+    let life = control::life();
+    life.stop.store(stop::NONE, Ordering::Release);
+    life.round.fetch_add(1, Ordering::AcqRel);
+    process::futex_wake(&life.round, u32::MAX >> 1);
+    // The next stop counts from zero: wait until everyone has left this one.
+    while life.parked.load(Ordering::Acquire) != 0 {
+        process::yield_now();
+    }
+    if announced() {
+        let _ = signal::send(life.pid, process::tid(), libc::SIGPWR as u32);
+    }
+}
+
+/// The leader's work, on the scratch stack.
+extern "C" fn lead(_slot: u64) {
+    let life = control::life();
+    let deadline = life.announced_ns.load(Ordering::Acquire) + life.hold_up_ns.max(1_000_000);
+    if !gather(life, deadline) {
+        unsaved(Reason::Timeout, b"not every thread could be stopped in time");
+    }
+    let stopped = time::now(libc::CLOCK_MONOTONIC) as u64;
+    let mut journal = Journal::open();
+    if let Err(failure) = describe(&mut journal) {
+        let reason = if journal.full { Reason::Journal } else { Reason::Unsupported };
+        unsaved(reason, failure.message());
+    }
+    commit(life, stopped, &journal)
+}
+
+/// Calls every thread until all of them stand still; false when time is up.
+fn gather(life: &Life, deadline: u64) -> bool {
+    loop {
+        // Read before the count, so that a thread which parks meanwhile ends the wait below at once.
+        let parked = life.parked.load(Ordering::Acquire);
+        let (tasks, missing) = call_threads(life);
+        if missing == 0 && tasks == life.parked.load(Ordering::Acquire) {
+            return true;
+        }
+        if time::now(libc::CLOCK_MONOTONIC) as u64 > deadline {
+            return false;
+        }
+        let _ = process::futex_wait(&life.parked, parked, PATIENCE);
+    }
+}
+
+/// Sends SIGPWR to every thread of the process that does not stand still: the number of threads, and of those.
+fn call_threads(life: &Life) -> (u32, u32) {
+    let mut buffer = [0u8; 4096];
+    let mut path = fs::Path::new();
+    path.push(b"/proc/thread-self/../");
+    let (mut tasks, mut missing) = (0, 0);
+    let mut each = |tid: u32| {
+        tasks += 1;
+        if !is_parked(tid) {
+            missing += 1;
+            let _ = signal::send(life.pid, tid, libc::SIGPWR as u32);
+        }
+    };
+    if fs::numbers_in(&path, &mut buffer, &mut each).is_err() {
+        return (0, 1);
+    }
+    (tasks, missing)
+}
+
+fn is_parked(tid: u32) -> bool {
+    (0..control::slots()).any(|index| {
+        let thread = control::life_thread(index);
+        thread.tid.load(Ordering::Acquire) == tid && thread.parked.load(Ordering::Acquire) != 0
+    })
+}
+
+/// The journal being written.
+pub struct Journal {
+    memory: &'static mut [u8],
+    used: usize,
+    /// A record did not fit.
+    pub full: bool,
+}
+
+impl Journal {
+    fn open() -> Journal {
+        // SAFETY: threads have written their records under `JOURNAL_LOCK` and stand still; the leader is alone now.
+        let memory = unsafe { control::journal() };
+        // SAFETY: as above.
+        let used = unsafe { (*control::header()).journal_bytes as usize };
+        Journal { memory, used, full: false }
+    }
+
+    /// Appends a record.
+    pub fn put(&mut self, record: &Record<'_>) -> Result<(), family::Failure> {
+        let room = self.memory.get_mut(self.used..).unwrap_or(&mut []);
+        match codec::encode(record, room) {
+            Ok(bytes) => {
+                self.used += bytes;
+                Ok(())
+            }
+            Err(_) => {
+                self.full = true;
+                Err(family::Failure::new(b"the journal is full"))
+            }
+        }
+    }
+}
+
+/// Guards the journal while threads park.
+static JOURNAL_LOCK: AtomicU32 = AtomicU32::new(0);
+
+/// Appends a record on behalf of a thread that is about to park.
+pub fn append(record: &Record<'_>) {
+    while JOURNAL_LOCK.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        process::yield_now();
+    }
+    let mut journal = Journal::open();
+    if journal.put(record).is_ok() {
+        // SAFETY: the lock makes this the only writer.
+        unsafe { (*control::header()).journal_bytes = journal.used as u64 };
+    }
+    JOURNAL_LOCK.store(0, Ordering::Release);
+}
+
+/// Writes down what only the kernel holds.
+fn describe(journal: &mut Journal) -> Result<(), family::Failure> {
+    let life = control::life();
+    let (scratch, bytes) = control::scratch();
+    // SAFETY: the lower part of the scratch memory; the stack above is far from it.
+    let scratch = unsafe { core::slice::from_raw_parts_mut(scratch as *mut u8, bytes as usize / 2) };
+    process_state::describe(journal, scratch)?;
+    // SAFETY: everything stands still.
+    let globals = unsafe { &*control::globals() };
+    let own = &life.descriptors;
+    let mut capture = family::Capture {
+        put: &mut |record| journal.put(record),
+        scratch,
+        pid: life.pid,
+        virtual_pid: family::ids::virtual_pid(),
+        own: own.first..own.end,
+        stdio: &globals.stdio,
+        region_directory: own.directory,
+        file_sync: life.flags & boot_flag::FILE_SYNC != 0,
+        power: true,
+        backlog: &|_| None,
+        mapped_shared: &|device, inode| process_state::mapped_shared(device, inode),
+    };
+    family::capture(&mut capture)
+}
+
+/// Makes the save true: checksums, header, then the one store.
+fn commit(life: &Life, stopped: u64, journal: &Journal) -> ! {
+    let begun = life.announced_ns.load(Ordering::Acquire);
+    // SAFETY: everything stands still.
+    let header = unsafe { &mut *control::header() };
+    header.journal_bytes = journal.used as u64;
+    header.journal_checksum = codec::checksum(0, journal.memory.get(..journal.used).unwrap_or(&[]));
+    header.reason = Reason::Power as u32;
+    header.detail = [0; 256];
+    header.threads = life.parked.load(Ordering::Acquire);
+    header.saved_monotonic_ns = clocks::now() as u64;
+    header.saved_boottime_ns = (time::now(libc::CLOCK_BOOTTIME) + clocks::offset(libc::CLOCK_BOOTTIME)) as u64;
+    header.saved_realtime_ns = time::now(libc::CLOCK_REALTIME) as u64;
+    header.save_stop_ns = stopped - begun;
+    process_state::note_processor(header);
+    header.control_checksum = control_checksum();
+    if life.flags & boot_flag::SYNC_REGION != 0 {
+        sync_region(life);
+    }
+    header.save_total_ns = time::now(libc::CLOCK_MONOTONIC) as u64 - begun;
+    header.checksum = header_checksum(header);
+    let word = phase_word(life.generation, Phase::Saved);
+    control::phase().store(word, Ordering::Release);
+    if life.flags & boot_flag::SYNC_REGION != 0 {
+        let _ = fs::sync_data(life.descriptors.control);
+    }
+    end(STATUS)
+}
+
+/// Writes every file of the region back.
+fn sync_region(life: &Life) {
+    for &fd in life.descriptors.slices.iter().chain([&life.descriptors.control]) {
+        let _ = fs::sync_data(fd);
+    }
+}
+
+/// CRC-32 of the header page with phase and checksum as zero.
+fn header_checksum(header: &Header) -> u32 {
+    let mut page = [0u8; PAGE as usize];
+    // SAFETY: the header page is a whole page of the control mapping.
+    let bytes = unsafe { core::slice::from_raw_parts(header as *const Header as *const u8, PAGE as usize) };
+    page.copy_from_slice(bytes);
+    page[core::mem::offset_of!(Header, phase)..][..8].fill(0);
+    page[core::mem::offset_of!(Header, checksum)..][..4].fill(0);
+    codec::checksum(0, &page)
+}
+
+/// CRC-32 of globals, file table, site table, nodes and live slots; see [`Header::control_checksum`].
+fn control_checksum() -> u32 {
+    let part = |seed: u32, start: u64, bytes: u64| {
+        // SAFETY: the ranges lie in the control mapping, and everything stands still.
+        codec::checksum(seed, unsafe { core::slice::from_raw_parts((control::base() + start) as *const u8, bytes as usize) })
+    };
+    // SAFETY: as above.
+    let globals = unsafe { &*control::globals() };
+    let mut sum = part(0, zhuque_abi::layout::GLOBALS_OFFSET, size_of_val(globals) as u64);
+    sum = part(sum, FILES_OFFSET + 2048, u64::from(globals.files) * 2048);
+    sum = part(sum, SITES_OFFSET, u64::from(globals.sites) * size_of::<zhuque_abi::header::Patched>() as u64);
+    sum = part(sum, NODES_OFFSET + 64, u64::from(globals.tree.used) * 64);
+    for index in 0..control::slots() {
+        let slot = control::slot(index);
+        // SAFETY: as above.
+        if unsafe { (*slot).state.load(Ordering::Relaxed) } == state::LIVE {
+            sum = part(sum, slot as u64 - control::base(), SLOT_STRIDE);
+        }
+    }
+    sum
+}
+
+/// The save has failed: says why in the header, and ends.
+fn unsaved(reason: Reason, detail: &[u8]) -> ! {
+    // SAFETY: nothing of the program runs any more.
+    let header = unsafe { &mut *control::header() };
+    header.reason = reason as u32;
+    header.detail = [0; 256];
+    let length = detail.len().min(255);
+    header.detail[..length].copy_from_slice(&detail[..length]);
+    let mut text = crate::text::Text::of(b"not saved: ");
+    text.push(detail);
+    crate::die::say(&text);
+    control::phase().store(phase_word(control::life().generation, Phase::Unsaved), Ordering::Release);
+    end(crate::die::STATUS)
+}
+
+/// Tells whoever waits for the phase, and ends the process.
+fn end(status: i32) -> ! {
+    // SAFETY: the low half of the phase word, as the futex that `zhuque fail` waits on.
+    let word = unsafe { &*(control::phase().as_ptr() as *const AtomicU32) };
+    process::futex_wake(word, u32::MAX >> 1);
+    process::exit_group(status)
+}
+
+/// Signals that may be put back by a resume: all but those that the gate owns.
+pub fn takes(set: u64) -> u64 {
+    set & !NEVER_BLOCKED
+}
+
+/// Whether the program handles its own power signal.
+pub fn has_recovery_handler() -> bool {
+    signals::action(libc::SIGPWR as u32).handler > 1
+}

@@ -1,0 +1,27 @@
+//! Clocks never run backwards, and time stands still while the program does not run.
+
+use std::time::Duration;
+use zhuque_tests::life::Announce;
+use zhuque_tests::{Guest, Life, Store, check_lives};
+
+#[test]
+fn clocks_never_run_backwards() {
+    check_lives(&Guest::c("clocks").arg("8000000"), 4);
+}
+
+#[test]
+fn an_outage_is_not_counted() {
+    let store = Store::new();
+    // No gap between two reads may be longer than 2 s, while the power is off for 3.
+    let guest = Guest::c("clocks").args(["8000000", "2000"]);
+    let mut life = Life::start(&store, "outage", &guest);
+    life.up();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(life.fail(Announce::Fail), "it ended too early");
+    std::thread::sleep(Duration::from_secs(3));
+    life.resume();
+    let end = life.end();
+    if end.status != 0 {
+        life.wrong("the clocks are wrong");
+    }
+}
