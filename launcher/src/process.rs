@@ -116,11 +116,16 @@ pub fn children() -> Vec<u32> {
     all
 }
 
-/// The command line of a process, in one line; `None` if it has none.
+/// The command line of a process, in one line; its executable, if it has moved its arguments to where the kernel does
+/// not find them.
 pub fn command_line(pid: u32) -> Option<String> {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let line = arguments(&bytes);
-    (!line.is_empty()).then_some(line)
+    if !line.is_empty() {
+        return Some(line);
+    }
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(crate::failure::one_line(&exe.to_string_lossy()))
 }
 
 /// Arguments with their terminating zeroes as one line.

@@ -55,7 +55,11 @@ pub fn saved_command(region: &Region, summary: &Summary) -> Option<String> {
     Records::new(&journal)
         .flatten()
         .find_map(|record| match record {
-            Record::Process(process) => Some(process::arguments(process.arguments)),
+            Record::Process(process) => {
+                let line = process::arguments(process.arguments);
+                let exe = || failure::one_line(&String::from_utf8_lossy(process.exe));
+                Some(if line.is_empty() { exe() } else { line })
+            }
             _ => None,
         })
 }

@@ -31,10 +31,9 @@ pub fn fail(store: Option<&Path>, flags: &Fail) -> anyhow::Result<i32> {
         flags.names.clone()
     };
     let mut status = 0;
-    for name in &names {
-        match fail_one(&store, name) {
-            Ok(line) if !line.is_empty() => report::print(&format!("{line}\n"))?,
-            Ok(_) => {}
+    for done in fail_all(&store, &names) {
+        match done {
+            Ok(line) => report::print(&format!("{line}\n"))?,
             Err(error) => {
                 report::complain(&failure::line(&error));
                 status = failure::status(&error);
@@ -42,6 +41,25 @@ pub fn fail(store: Option<&Path>, flags: &Fail) -> anyhow::Result<i32> {
         }
     }
     Ok(status)
+}
+
+/// Fails them all at the same time, as a power failure does; what to say about each.
+fn fail_all(store: &Store, names: &[String]) -> Vec<anyhow::Result<String>> {
+    if let [name] = names {
+        return vec![fail_one(store, name)];
+    }
+    std::thread::scope(|scope| {
+        let start = |name: &'_ String| {
+            let name = name.clone();
+            scope.spawn(move || fail_one(store, &name))
+        };
+        let threads: Vec<_> = names.iter().map(start).collect();
+        let end = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            let died = |_| Err(anyhow!("a thread of zhuque died; try again"));
+            thread.join().unwrap_or_else(died)
+        };
+        threads.into_iter().map(end).collect()
+    })
 }
 
 /// The names of all regions whose programs run.

@@ -7,7 +7,7 @@
 
 use super::place;
 use crate::control;
-use crate::family::memory::{Memory, by_slice, map_slices, region, slice_fd};
+use crate::family::memory::{Memory, by_slice, map_slices, region, slice_fd, unmap};
 use zhuque_abi::header::{Patched, TRAMPOLINE_BYTES, TrampolinePages};
 use zhuque_abi::layout::{MAX_SITES, PAGE, PLAN_FILE, page_down, page_up};
 use zhuque_abi::maps::{Kind, flag};
@@ -27,16 +27,35 @@ struct Plan {
 }
 
 impl Plan {
-    fn open() -> Option<Plan> {
+    /// Maps it at an address that the table knows to be taken, so that nothing else is placed there meanwhile.
+    fn open(memory: &mut Memory) -> Option<Plan> {
         let mut path = fs::Path::new();
         path.push(PLAN_FILE.as_bytes());
         let file = fs::open_at(control::life().descriptors.directory, &path, libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
         let bytes = fs::stat_fd(file).ok()?.st_size as u64;
-        // SAFETY: a fresh mapping.
-        let at = unsafe { mm::mmap(0, bytes.max(1), libc::PROT_READ, libc::MAP_PRIVATE, file, 0) };
+        let length = page_up(bytes.max(1));
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: the lock is held, and the range is free.
+        let at = unsafe {
+            let top = (*memory.globals).mmap_top;
+            let place = memory.tree.gap_below(length, PAGE, 0x1_0000, top)?;
+            mm::mmap(place, length, libc::PROT_READ, flags, file, 0)
+        };
         let _ = fs::close(file);
         let plan = Plan { at: at.ok()?, bytes };
-        plan.valid().then_some(plan)
+        memory.tree.set(plan.at, plan.at + length, super::vdso::VOLATILE).ok()?;
+        if plan.valid() {
+            return Some(plan);
+        }
+        plan.close(memory);
+        None
+    }
+
+    fn close(self, memory: &mut Memory) {
+        let length = page_up(self.bytes.max(1));
+        // SAFETY: our own mapping, and nobody has a reference into it any more.
+        let _ = unsafe { mm::munmap(self.at, length) };
+        let _ = memory.tree.clear(self.at, self.at + length);
     }
 
     fn header(&self) -> PlanHeader {
@@ -76,13 +95,6 @@ impl Plan {
     }
 }
 
-impl Drop for Plan {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, and nobody has a reference into it any more.
-        let _ = unsafe { mm::munmap(self.at, self.bytes.max(1)) };
-    }
-}
-
 /// At start: rewrites every planned site of what is mapped.
 pub fn patch_all() {
     let mut memory = Memory::lock();
@@ -99,16 +111,20 @@ pub fn patch_all() {
 pub fn library_mapped(memory: &mut Memory, start: u64, end: u64, attr: &Attr) {
     // SAFETY: the memory lock is held.
     let Some(file) = (unsafe { control::files() }).get(attr.file as usize) else { return };
-    let Some(plan) = Plan::open() else { return };
+    let Some(plan) = Plan::open(memory) else { return };
     let fits = |l: &&LibraryPlan| l.device == file.device && l.inode == file.inode && l.size == file.size;
-    let Some(library) = plan.libraries().iter().find(fits) else { return };
-    let within = attr.offset..attr.offset + (end - start);
-    let sites = plan.sites(library);
-    let first = sites.partition_point(|site| site.file_offset < within.start);
-    let last = sites.partition_point(|site| site.file_offset + u64::from(site.length) <= within.end);
-    let Some(sites) = sites.get(first..last).filter(|sites| !sites.is_empty()) else { return };
-    let run = Mapping { start, end, attr: *attr };
-    let _ = rewrite(memory, run, sites);
+    if let Some(library) = plan.libraries().iter().find(fits) {
+        let within = attr.offset..attr.offset + (end - start);
+        let sites = plan.sites(library);
+        let first = sites.partition_point(|site| site.file_offset < within.start);
+        let last = sites.partition_point(|site| site.file_offset + u64::from(site.length) <= within.end);
+        if let Some(sites) = sites.get(first..last).filter(|sites| !sites.is_empty()) {
+            let run = Mapping { start, end, attr: *attr };
+            // What cannot be rewritten stays with the net.
+            let _ = rewrite(memory, run, sites);
+        }
+    }
+    plan.close(memory);
 }
 
 /// Writes trampolines and jumps for `sites` of one run of text.
@@ -145,10 +161,11 @@ fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errn
             count += 1;
         }
     })?;
-    map_slices(place, place + bytes, READ_EXEC as u64, libc::MAP_FIXED_NOREPLACE)?;
     memory.tree.set(place, place + bytes, region(READ_EXEC as u64, 0)).map_err(crate::family::memory::full)?;
-    if count == 0 {
-        return Ok(());
+    let mapped = map_slices(place, place + bytes, READ_EXEC as u64, libc::MAP_FIXED_NOREPLACE);
+    if mapped.is_err() || count == 0 {
+        // The pages have content: take it out, or the addresses would not read zero when they are used next.
+        return unmap(memory, place, place + bytes).and(mapped);
     }
     let (low, last) = (table[first], table[first + count - 1]);
     globals.sites = (first + count) as u32;

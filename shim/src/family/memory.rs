@@ -144,6 +144,7 @@ pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
         return error(libc::ENOMEM);
     }
     punch(memory, start, end)?;
+    crate::entry::patch::library_unmapped(memory, start, end);
     // SAFETY: the program asked for it, and nothing of ours lies there.
     unsafe { mm::munmap(start, end - start) }?;
     memory.tree.clear(start, end).map_err(full)

@@ -54,6 +54,7 @@ pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     let end = place + bytes;
     let fixed = if flags & MAP_FIXED != 0 {
         not_ours(memory, place, end)?;
+        crate::entry::patch::library_unmapped(memory, place, end);
         libc::MAP_FIXED
     } else {
         libc::MAP_FIXED_NOREPLACE
