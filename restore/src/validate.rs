@@ -402,7 +402,7 @@ fn read_journal(bytes: &[u8]) -> Result<Journal<'_>, Error> {
         let record =
             record.map_err(|why| Error::Damaged(format!("journal record {index}: {why}")))?;
         match record {
-            Record::Process(p) if index == 0 => process = Some(p),
+            Record::Process(p) if process.is_none() => process = Some(p),
             Record::Process(_) => {
                 return Err(Error::Damaged("the journal has two processes".to_owned()));
             }

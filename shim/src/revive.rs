@@ -81,6 +81,7 @@ fn set_life(args: &ResumeArgs) {
         let life: &mut Life = &mut *control::life_mut();
         life.generation = args.generation + 1;
         life.pid = process::pid();
+        life.parent = process::parent();
         life.flags = args.flags;
         life.hold_up_ns = args.hold_up_ns;
         life.descriptors = args.descriptors;

@@ -15,7 +15,7 @@ use zhuque_abi::codec;
 use zhuque_abi::header::{Header, Phase, Reason, phase_word};
 use zhuque_abi::journal::Record;
 use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET, SLOT_STRIDE};
-use zhuque_abi::life::{Life, boot_flag, stop};
+use zhuque_abi::life::{Life, boot_flag, parked, stop};
 use zhuque_abi::slot::{Retry, Slot, state};
 use zhuque_sys::{fs, process, signal, time};
 
@@ -49,7 +49,7 @@ pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Re
     let _ = unsafe { process::prctl(libc::PR_GET_NAME, slot.saved.name.as_mut_ptr() as usize, 0, 0, 0) };
     process_state::note_pending(slot);
     let leads = life.leader.compare_exchange(0, slot.index + 1, Ordering::AcqRel, Ordering::Acquire).is_ok();
-    park(slot, life);
+    park(slot, life, parked::SAVED);
     if leads {
         life.stop.store(stop::SAVE, Ordering::Release);
         let (scratch, bytes) = control::scratch();
@@ -62,8 +62,8 @@ pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Re
 }
 
 /// Marks the thread as standing still.
-fn park(slot: &Slot, life: &Life) {
-    control::life_thread(slot.index as usize).parked.store(1, Ordering::Release);
+fn park(slot: &Slot, life: &Life, how: u32) {
+    control::life_thread(slot.index as usize).parked.store(how, Ordering::Release);
     life.parked.fetch_add(1, Ordering::AcqRel);
     process::futex_wake(&life.parked, 1);
 }
@@ -75,12 +75,11 @@ pub fn park_for_fork(slot: &Slot) {
     if life.stop.load(Ordering::Acquire) != stop::FORK {
         return;
     }
-    park(slot, life);
+    park(slot, life, parked::FORK);
     while life.round.load(Ordering::Acquire) == round {
         let _ = process::futex_wait(&life.round, round, 0);
     }
-    control::life_thread(slot.index as usize).parked.store(0, Ordering::Release);
-    life.parked.fetch_sub(1, Ordering::AcqRel);
+    control::life_thread(slot.index as usize).parked.store(parked::NO, Ordering::Release);
 }
 
 /// Stops every other thread of the program. The caller holds both locks and has its signals blocked.
@@ -118,8 +117,8 @@ pub fn release_after_fork() {
     life.stop.store(stop::NONE, Ordering::Release);
     life.round.fetch_add(1, Ordering::AcqRel);
     process::futex_wake(&life.round, u32::MAX >> 1);
-    // The next stop counts from zero: wait until everyone has left this one.
-    while life.parked.load(Ordering::Acquire) != 0 {
+    // A thread that has not left this stop yet would count as stopped in the next one.
+    while (0..control::slots()).any(|i| control::life_thread(i).parked.load(Ordering::Acquire) == parked::FORK) {
         process::yield_now();
     }
     if announced() {
@@ -149,13 +148,45 @@ fn gather(life: &Life, deadline: u64) -> bool {
         // Read before the count, so that a thread which parks meanwhile ends the wait below at once.
         let parked = life.parked.load(Ordering::Acquire);
         let (tasks, missing) = call_threads(life);
-        if missing == 0 && tasks == life.parked.load(Ordering::Acquire) {
+        if missing == 0 && tasks == saved_threads() {
             return true;
         }
         if time::now(libc::CLOCK_MONOTONIC) as u64 > deadline {
             return false;
         }
+        end_vfork_children();
         let _ = process::futex_wait(&life.parked, parked, PATIENCE);
+    }
+}
+
+/// Number of threads that stand still for good.
+fn saved_threads() -> u32 {
+    let saved = |&i: &usize| control::life_thread(i).parked.load(Ordering::Acquire) == parked::SAVED;
+    (0..control::slots()).filter(saved).count() as u32
+}
+
+/// A thread that is suspended by its vfork child takes no signal: end the child, as the failure would.
+fn end_vfork_children() {
+    for index in 0..control::slots() {
+        // SAFETY: plain words; a stale value costs one more look.
+        let (suspended, live) = unsafe {
+            let slot = control::slot(index);
+            (core::ptr::read_volatile(&raw const (*slot).suspended), (*slot).state.load(Ordering::Acquire))
+        };
+        let thread = control::life_thread(index);
+        if live != state::LIVE || suspended == 0 || thread.parked.load(Ordering::Acquire) != 0 {
+            continue;
+        }
+        let tid = u64::from(thread.tid.load(Ordering::Acquire));
+        let mut path = fs::Path::new();
+        path.push(b"/proc/thread-self/../").push_number(tid).push(b"/children");
+        let mut buffer = [0u8; 1024];
+        let Ok(text) = crate::entry::maps::read_whole(path.as_bytes(), &mut buffer) else { continue };
+        for word in text.split(|&byte| byte == b' ') {
+            if let Some((pid, _)) = crate::entry::maps::number(word, 10) {
+                let _ = process::kill(pid as i32, libc::SIGKILL as u32);
+            }
+        }
     }
 }
 
@@ -181,7 +212,7 @@ fn call_threads(life: &Life) -> (u32, u32) {
 fn is_parked(tid: u32) -> bool {
     (0..control::slots()).any(|index| {
         let thread = control::life_thread(index);
-        thread.tid.load(Ordering::Acquire) == tid && thread.parked.load(Ordering::Acquire) != 0
+        thread.tid.load(Ordering::Acquire) == tid && thread.parked.load(Ordering::Acquire) == parked::SAVED
     })
 }
 
@@ -269,7 +300,7 @@ fn commit(life: &Life, stopped: u64, journal: &Journal) -> ! {
     header.journal_checksum = codec::checksum(0, journal.memory.get(..journal.used).unwrap_or(&[]));
     header.reason = Reason::Power as u32;
     header.detail = [0; 256];
-    header.threads = life.parked.load(Ordering::Acquire);
+    header.threads = saved_threads();
     header.saved_monotonic_ns = clocks::now() as u64;
     header.saved_boottime_ns = (time::now(libc::CLOCK_BOOTTIME) + clocks::offset(libc::CLOCK_BOOTTIME)) as u64;
     header.saved_realtime_ns = time::now(libc::CLOCK_REALTIME) as u64;

@@ -4,7 +4,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
 use zhuque_tests::command::{self, PATIENCE, SAVED};
-use zhuque_tests::life::{Announce, first_difference};
+use zhuque_tests::life::{Announce, first_difference, lives};
+use zhuque_tests::store::Region;
 use zhuque_tests::{Finished, Guest, Life, Random, Store, digest};
 
 /// The stages before the commit (shim/abi/src/life.rs, `stage`) at which a resume can be made to kill itself.
@@ -78,47 +79,71 @@ fn a_resume_killed_at_any_stage_changes_nothing_python() {
     check_stages(&Guest::python("hashing.py").args(["400000", "."]));
 }
 
+/// Starts a resume and kills it after a time below `limit`, with all that it has started.
+fn kill_resume(store: &Store, life: &Life, random: &mut Random, limit: Duration) {
+    let mut command = store.zhuque("resume");
+    // A process group of its own, so that the half-made program can be ended with it.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    command.arg(&life.name).current_dir(&life.dir);
+    command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut child = command.spawn().expect("zhuque resume");
+    std::thread::sleep(random.time_below(limit));
+    kill(Pid::from_raw(-(child.id() as i32)), Signal::SIGKILL).expect("kill the resume");
+    assert!(command::wait(&mut child, PATIENCE).is_some());
+}
+
 #[test]
 fn a_resume_killed_at_any_moment_is_repeated() {
-    let store = Store::new();
-    let guest = Guest::c("waits").arg("30");
-    let (mut life, expected) = saved(&store, "moments", &guest);
-    let before = digest::of(&store.region("moments"));
-    let mut random = Random::new();
-    for round in 0..30 {
-        let mut command = store.zhuque("resume");
-        // Its own process group, so that the half-made program can be ended with it.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.arg("moments").current_dir(&life.dir);
-        command
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
-        let mut child = command.spawn().expect("zhuque resume");
-        std::thread::sleep(random.time_below(Duration::from_millis(4)));
-        kill(Pid::from_raw(-(child.id() as i32)), Signal::SIGKILL).expect("kill the resume");
-        assert!(command::wait(&mut child, PATIENCE).is_some());
-        let Some(region) = command::until(Duration::from_secs(5), || {
-            store
-                .find("moments")
-                .filter(|region| region.state == "saved" || region.generation > 1)
-        }) else {
-            life.wrong("neither saved nor resumed")
-        };
-        if region.state != "saved" {
-            // It had been committed: the program itself was killed, which is another matter.
-            println!("committed before the kill in round {round}");
-            return;
+    let (store, mut random) = (Store::new(), Random::new());
+    let guest = Guest::c("waits").arg("12");
+    let mut limit = Duration::from_millis(4);
+    let (mut killed, mut committed) = (0, 0);
+    while killed < lives(40) && committed < 8 {
+        let name = format!("moments-{committed}");
+        let (mut life, expected) = saved(&store, &name, &guest);
+        let before = digest::of(&store.region(&name));
+        let generation = store.find(&name).map(|region| region.generation);
+        while killed < lives(40) {
+            kill_resume(&store, &life, &mut random, limit);
+            let settled = |region: &Region| {
+                region.state == "saved" || region.generation != generation.unwrap_or(0)
+            };
+            let Some(region) =
+                command::until(Duration::from_secs(5), || store.find(&name).filter(settled))
+            else {
+                life.wrong("neither saved nor resumed")
+            };
+            if Some(region.generation) != generation {
+                // It was committed before: what was killed is the program itself, which is another matter.
+                break;
+            }
+            killed += 1;
+            if let Some(difference) = digest::difference(&before, &digest::of(&store.region(&name)))
+            {
+                life.wrong(&format!(
+                    "a killed resume has changed the region: {difference}; seed {}",
+                    random.seed()
+                ));
+            }
         }
-        if let Some(difference) = digest::difference(&before, &digest::of(&store.region("moments")))
+        if store
+            .find(&name)
+            .is_some_and(|region| region.state == "saved")
         {
-            life.wrong(&format!(
-                "a killed resume has changed the region: {difference}; seed {}",
-                random.seed()
-            ));
+            life.resume();
+            check_end(&mut life, &expected);
+        } else {
+            committed += 1;
+            limit = limit * 4 / 5;
         }
     }
-    life.resume();
-    check_end(&mut life, &expected);
+    println!("{killed} resumes killed before their commit, {committed} after it");
+    assert!(
+        killed >= 8,
+        "hardly any resume was killed before its commit"
+    );
 }
 
 #[test]

@@ -123,6 +123,10 @@ pub struct Header {
     pub monotonic_offset: i64,
     /// See `monotonic_offset`.
     pub boottime_offset: i64,
+    /// Process id of the parent, as the program knows it (its first life's launcher).
+    pub virtual_parent: u32,
+    /// Named padding.
+    pub reserved: u32,
     /// A short text that explains `reason`, zero terminated.
     pub detail: [u8; 256],
     /// Features of the processor by cpuid: leaf 1 ecx, edx; leaf 7 ebx, ecx, edx; leaf 0xd.1 eax.

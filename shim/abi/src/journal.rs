@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// One description.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Record<'a> {
-    /// Attributes of the process. Exactly one, first.
+    /// Attributes of the process. Exactly one; pending signals of threads may come before it.
     #[serde(borrow)]
     Process(Process<'a>),
     /// A resource limit.

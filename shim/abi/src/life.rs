@@ -66,12 +66,22 @@ pub struct Boot {
 pub struct LifeThread {
     /// Real thread id, 0: none.
     pub tid: AtomicU32,
-    /// 1 once the thread is parked with its frame saved, in the round of [`Life::round`].
+    /// See [`parked`].
     pub parked: AtomicU32,
     /// Start-up state of a revived thread.
     pub stage: AtomicU32,
     /// 1 while the thread sleeps for one of the control mapping's locks.
     pub lock_wait: AtomicU32,
+}
+
+/// Whether a thread stands still; [`LifeThread::parked`].
+pub mod parked {
+    /// It does not.
+    pub const NO: u32 = 0;
+    /// Until a fork is done.
+    pub const FORK: u32 = 1;
+    /// For good, with its frame saved.
+    pub const SAVED: u32 = 2;
 }
 
 /// What stops the world; [`Life::stop`].
@@ -111,11 +121,15 @@ pub struct Life {
     pub pid: u32,
     /// See [`boot_flag`].
     pub flags: u32,
+    /// Real process id of the parent when this life began: the launcher, or whoever the program was started by.
+    pub parent: u32,
+    /// Named padding.
+    pub reserved: u32,
     /// See [`stop`].
     pub stop: AtomicU32,
     /// Slot index + 1 of the thread that leads the stop.
     pub leader: AtomicU32,
-    /// Threads parked in this round.
+    /// Futex word that is raised whenever a thread parks.
     pub parked: AtomicU32,
     /// Futex word that parked threads wait on, raised when a stop ends.
     pub round: AtomicU32,

@@ -119,8 +119,6 @@ pub struct VforkReturn {
     pub rip: u64,
 }
 
-/// vfork children that may themselves vfork.
-pub const VFORK_DEPTH: usize = 4;
 
 /// A call that ended early, and how to issue it again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,7 +162,7 @@ pub struct Slot {
     pub pending: AtomicU32,
     /// 1 between the gate's entry and its exit, outside the pass path.
     pub in_gate: u32,
-    /// > 0: a vfork child runs on this slot; the depth.
+    /// 1: a vfork child runs on this slot.
     pub borrowed: u32,
     /// See [`state`].
     pub state: AtomicU32,
@@ -174,16 +172,16 @@ pub struct Slot {
     pub virtual_tid: AtomicU32,
     /// 1: the process is a volatile fork child; every call passes untouched.
     pub volatile: u32,
-    /// 1 while the gate may be interrupted at the `syscall` instruction of its slow path.
-    pub waiting: u32,
+    /// 1 while the thread is suspended by a vfork child of its own.
+    pub suspended: u32,
     /// The program's registers at the gate's entry.
     pub frame: Frame,
     /// xmm0-15, which compiled Rust may overwrite.
     pub xmm: [[u64; 2]; 16],
     /// The vdso call under way.
     pub vdso: VdsoCall,
-    /// Return points of vfork.
-    pub vfork: [VforkReturn; VFORK_DEPTH],
+    /// Return point of the vfork under way.
+    pub vfork: VforkReturn,
     /// The signal that waits for the end of the gate.
     pub deferred: Deferred,
     /// What a save recorded.

@@ -201,7 +201,7 @@ pub static CALLS: &[Call] = &[
     row(107, "geteuid", Pass, Never),
     row(108, "getegid", Pass, Never),
     row(109, "setpgid", Gate(Processes), Never),
-    row(110, "getppid", Pass, Never),
+    row(110, "getppid", Gate(Processes), Never),
     row(111, "getpgrp", Gate(Processes), Never),
     row(112, "setsid", Gate(Processes), Never),
     row(113, "setreuid", Pass, Never),

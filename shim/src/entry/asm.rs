@@ -11,7 +11,7 @@
 
 use core::arch::global_asm;
 use core::mem::offset_of;
-use zhuque_abi::slot::{Frame, Slot, VdsoCall};
+use zhuque_abi::slot::{Frame, Slot, VdsoCall, VforkReturn};
 use zhuque_model::calls::{CLASSED, CLASSES};
 
 const F: usize = offset_of!(Slot, frame);
@@ -254,8 +254,8 @@ global_asm!(
 );
 
 // vfork and clone(CLONE_VFORK), jumped to by the gate; never returns to its caller. The registers are the program's when the kernel sees the call, so that child and parent have them afterwards;
-// rcx and r11 are lost to the instruction. Where to go afterwards lies in the slot's vfork entry number `borrowed`,
-// which calls of the child do not touch. `borrowed` counts up in the child and is put back by the parent.
+// rcx and r11 are lost to the instruction. Where to go afterwards lies in the slot's vfork entry, which calls of
+// the child do not touch. The child may be killed at any instruction, so the parent relies on nothing that it did.
 global_asm!(
     ".text",
     ".p2align 4",
@@ -293,33 +293,23 @@ global_asm!(
     "mov r15, gs:[{r15}]",
     "mov rsp, gs:[{rsp}]",
     "syscall",
-    // From here on child and parent differ. The depth counts the borrowers of this slot: the child adds one, the
-    // parent finds its own number again in the entry it pushed: entry index = depth.
+    // From here on child and parent differ.
     "test rax, rax",
-    "jnz 2f",
-    "mov ecx, gs:[{borrowed}]",
-    "inc dword ptr gs:[{borrowed}]",
-    "shl ecx, 4",
-    "jmp qword ptr gs:[rcx + {vfork_rip}]",
-    "2:",
+    "jnz zhuque_vfork_after",
+    "mov dword ptr gs:[{borrowed}], 1",
+    "jmp qword ptr gs:[{vfork_rip}]",
     // Parent: the child has gone. Its calls have overwritten the slot's frame; the program's registers are back as
     // they were, so enter the gate once more, with a number of our own, and leave from there (gate::VFORK_DONE).
     "zhuque_vfork_after:",
     "mov gs:[{scratch}], rax",
-    "mov ecx, gs:[{borrowed}]",
-    "test rax, rax",
-    "js 3f", // it failed: there was no child
-    "dec ecx",
-    "3:",
-    "mov gs:[{borrowed}], ecx",
-    "shl ecx, 4",
-    "mov rcx, gs:[rcx + {vfork_rip}]",
+    "mov dword ptr gs:[{borrowed}], 0",
+    "mov rcx, gs:[{vfork_rip}]",
     "mov eax, {vfork_done}",
     "jmp zhuque_gate",
     vfork_done = const crate::gate::VFORK_DONE,
     scratch = const offset_of!(Slot, scratch),
     borrowed = const offset_of!(Slot, borrowed),
-    vfork_rip = const offset_of!(Slot, vfork) + 8,
+    vfork_rip = const offset_of!(Slot, vfork) + offset_of!(VforkReturn, rip),
     xmm = const offset_of!(Slot, xmm),
     rdi = const F + offset_of!(Frame, rdi),
     rsi = const F + offset_of!(Frame, rsi),

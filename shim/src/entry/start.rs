@@ -255,6 +255,7 @@ fn set_life(boot: &Boot, own: RegionDescriptors) {
         let life = &mut *control::life_mut();
         life.generation = header.phase.load(Ordering::Relaxed) >> 8;
         life.pid = process::pid();
+        life.parent = process::parent();
         life.flags = boot.flags;
         life.hold_up_ns = boot.hold_up_ns;
         life.descriptors = own;
@@ -306,6 +307,7 @@ fn first_slot() -> Result<&'static mut Slot, Errno> {
         // An exec in a later life keeps the id that the program has known since its first.
         if header.virtual_pid == 0 {
             header.virtual_pid = process::pid();
+            header.virtual_parent = process::parent();
         }
         slot.virtual_tid.store(header.virtual_pid, Ordering::Relaxed);
         slot.state.store(state::LIVE, Ordering::Release);

@@ -15,6 +15,13 @@ pub fn virtual_pid() -> u32 {
     unsafe { (*control::header()).virtual_pid }
 }
 
+/// The parent's id as the program knows it: its first launcher's for as long as a launcher is its parent.
+pub fn virtual_parent(real: u32) -> u32 {
+    // SAFETY: constant after start.
+    let known = unsafe { (*control::header()).virtual_parent };
+    if real == control::life().parent { known } else { real }
+}
+
 /// The kernel's id for one that the program names: the process, one of its threads, or somebody else.
 pub fn real(id: i32) -> i32 {
     if id <= 0 {

@@ -7,11 +7,11 @@
 
 use super::{exec, fork_child, ids};
 use crate::control::{self, Lock};
-use crate::gate::{Result64, error, wait_call};
+use crate::gate::{Result64, error, raw, wait_call};
 use crate::save;
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{Child, MAX_CHILDREN};
-use zhuque_abi::slot::{Slot, VFORK_DEPTH, VforkReturn};
+use zhuque_abi::slot::{Slot, VforkReturn};
 use zhuque_sys::{process, signal, user};
 
 unsafe extern "C" {
@@ -22,6 +22,7 @@ unsafe extern "C" {
 /// Calls about processes.
 pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
     match number {
+        libc::SYS_getppid if slot.borrowed == 0 => Ok(u64::from(ids::virtual_parent(raw(number, a)? as u32))),
         libc::SYS_getpid if slot.borrowed == 0 => Ok(u64::from(ids::virtual_pid())),
         libc::SYS_wait4 | libc::SYS_waitid if slot.borrowed == 0 => wait(slot, number, a),
         libc::SYS_execve if slot.borrowed == 0 => exec::execve(slot, [libc::AT_FDCWD as u64, a[0], a[1], a[2], 0]),
@@ -135,11 +136,12 @@ fn wait_for_copy(slot: &Slot, pid: u32) {
 
 /// vfork(2) and clone(CLONE_VM | CLONE_VFORK): see `entry::asm`. Does not return here.
 pub fn vfork(slot: &mut Slot) -> Result64 {
-    let depth = slot.borrowed as usize;
-    if depth >= VFORK_DEPTH {
+    if slot.borrowed != 0 {
+        // A vfork child that vforks itself: nobody does, and the slot has one return point.
         return error(libc::EAGAIN);
     }
-    slot.vfork[depth] = VforkReturn { rsp: slot.frame.rsp, rip: slot.frame.rip };
+    slot.vfork = VforkReturn { rsp: slot.frame.rsp, rip: slot.frame.rip };
+    slot.suspended = 1;
     // SAFETY: nothing on this stack is needed any more, and no lock is held.
     unsafe { zhuque_vfork() }
 }
@@ -147,6 +149,7 @@ pub fn vfork(slot: &mut Slot) -> Result64 {
 /// The parent is back from vfork; the result lies in the slot's scratch.
 pub fn vfork_done(slot: &mut Slot) -> Result64 {
     let result = slot.scratch[0] as i64;
+    slot.suspended = 0;
     if result < 0 {
         return error(-result as i32);
     }

@@ -151,9 +151,7 @@ pub fn shutdown(fd: i32, how: i32) -> Result<(), Errno> {
 pub fn poll(fd: i32, events: i16, timeout_ms: i32) -> Result<i16, Errno> {
     let mut entry = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: the entry is a local.
-    check(unsafe {
-        call3(libc::SYS_poll as usize, &mut entry as *mut _ as usize, 1, timeout_ms as isize as usize)
-    })?;
+    check(unsafe { call3(libc::SYS_poll as usize, &mut entry as *mut _ as usize, 1, timeout_ms as isize as usize) })?;
     Ok(entry.revents)
 }
 
@@ -184,9 +182,8 @@ pub fn unix_diagnosis(netlink: i32, inode: u64) -> Result<UnixDiagnosis, Errno> 
     send(netlink, &request, 0)?;
     let mut answer = [0u8; 512];
     let (bytes, _) = receive(netlink, &mut answer, 0)?;
-    let word = |at: usize| -> u32 {
-        answer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
-    };
+    let word =
+        |at: usize| -> u32 { answer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes) };
     if word(4) as u16 != SOCK_DIAG_BY_FAMILY {
         // NLMSG_ERROR carries a negative error number.
         return Err(Errno((word(16) as i32).wrapping_neg()));
@@ -252,14 +249,7 @@ pub fn is_epoll_target(pid: u32, fd: i32, epoll: i32, registered: i32, nth: u32)
     let slot = [epoll as u32, registered as u32, nth];
     // SAFETY: the slot is a local, struct kcmp_epoll_slot.
     check(unsafe {
-        call5(
-            libc::SYS_kcmp as usize,
-            pid as usize,
-            pid as usize,
-            KCMP_EPOLL_TFD,
-            fd as usize,
-            slot.as_ptr() as usize,
-        )
+        call5(libc::SYS_kcmp as usize, pid as usize, pid as usize, KCMP_EPOLL_TFD, fd as usize, slot.as_ptr() as usize)
     })
     .map(|order| order == 0)
 }
@@ -273,10 +263,8 @@ pub fn eventfd(count: u32, flags: i32) -> Result<i32, Errno> {
 /// signalfd4(2), a new one.
 pub fn signalfd(mask: u64, flags: i32) -> Result<i32, Errno> {
     // SAFETY: the mask is a local.
-    check(unsafe {
-        call4(libc::SYS_signalfd4 as usize, usize::MAX, &mask as *const _ as usize, 8, flags as usize)
-    })
-    .map(|fd| fd as i32)
+    check(unsafe { call4(libc::SYS_signalfd4 as usize, usize::MAX, &mask as *const _ as usize, 8, flags as usize) })
+        .map(|fd| fd as i32)
 }
 
 /// inotify_init1(2).
@@ -288,10 +276,8 @@ pub fn inotify(flags: i32) -> Result<i32, Errno> {
 /// inotify_add_watch(2); the watch descriptor.
 pub fn inotify_add(fd: i32, path: &Path, mask: u32) -> Result<i32, Errno> {
     // SAFETY: the path is zero-terminated.
-    check(unsafe {
-        call3(libc::SYS_inotify_add_watch as usize, fd as isize as usize, path.pointer(), mask as usize)
-    })
-    .map(|watch| watch as i32)
+    check(unsafe { call3(libc::SYS_inotify_add_watch as usize, fd as isize as usize, path.pointer(), mask as usize) })
+        .map(|watch| watch as i32)
 }
 
 /// inotify_rm_watch(2).

@@ -15,6 +15,12 @@ pub fn pid() -> u32 {
     unsafe { call0(libc::SYS_getpid as usize) as u32 }
 }
 
+/// getppid(2), the real one.
+pub fn parent() -> u32 {
+    // SAFETY: no memory involved.
+    unsafe { call0(libc::SYS_getppid as usize) as u32 }
+}
+
 /// gettid(2), the real one.
 pub fn tid() -> u32 {
     // SAFETY: no memory involved.

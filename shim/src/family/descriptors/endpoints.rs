@@ -11,9 +11,9 @@ use super::placement::Reviving;
 use super::sockets::unix_path;
 use super::{Failure, kind_of};
 use zhuque_abi::journal::{Description, Socket, SocketState};
+use zhuque_sys::Errno;
 use zhuque_sys::fs;
 use zhuque_sys::net;
-use zhuque_sys::Errno;
 
 /// How long all sockets together wait for addresses that the old life still holds, ms.
 const PATIENCE_MS: i32 = 500;
@@ -63,6 +63,7 @@ fn fresh(r: &mut Reviving<'_>, socket: &Socket<'_>) -> Result<i32, Failure> {
     let (domain, kind) = (socket.domain as i32, socket.kind as i32);
     let fd = net::socket(domain, kind | libc::SOCK_CLOEXEC, socket.protocol as i32).map_err(failed)?;
     options::set(fd, socket.options);
+    let before = net::option_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap_or(0);
     if !socket.local.is_empty() {
         match bind(r, fd, socket) {
             // Ports of their own choice: connect() finds another one.
@@ -73,7 +74,16 @@ fn fresh(r: &mut Reviving<'_>, socket: &Socket<'_>) -> Result<i32, Failure> {
     if socket.state == SocketState::Listening {
         net::listen(fd, socket.backlog).map_err(failed)?;
     }
+    // Only now: listen(2) looks for conflicts a second time.
+    let now = net::option_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap_or(before);
+    if now != before {
+        set_reuse(fd, before).map_err(failed)?;
+    }
     Ok(fd)
+}
+
+fn set_reuse(fd: i32, value: i32) -> Result<(), Errno> {
+    net::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &value.to_ne_bytes())
 }
 
 fn bind(r: &mut Reviving<'_>, fd: i32, socket: &Socket<'_>) -> Result<(), Errno> {
@@ -92,12 +102,10 @@ fn bind(r: &mut Reviving<'_>, fd: i32, socket: &Socket<'_>) -> Result<(), Errno>
             other => return other,
         }
         if socket.kind == libc::SOCK_STREAM as u32 && domain != libc::AF_UNIX {
-            // Connections of the old life may linger on the port.
-            let before = net::option_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap_or(0);
-            let set = |value: i32| net::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &value.to_ne_bytes());
-            set(1)?;
+            // Connections of the old life may linger on the port. (Those of a listener without this option block it
+            // for a minute, as they do when a program is just started again.)
+            set_reuse(fd, 1)?;
             let bound = net::bind(fd, socket.local);
-            set(before)?;
             if bound.is_ok() {
                 return bound;
             }

@@ -5,10 +5,10 @@
 //! registration has fired already is written down with no events; a resume makes it fire once into nothing where it
 //! can ([`register_disabled`]). Neighbours: [`super::watches`] (inotify), [`super::placement`].
 
-use super::table::{Found, Table};
 use super::fdinfo::{self, decimal_field, field, hex_field};
 use super::placement::{Reviving, each_record};
-use super::{Capture, Failure};
+use super::table::{Entry, Found, Table};
+use super::{Capture, Failure, kind_of};
 use zhuque_abi::journal::{Description, Object, Record};
 use zhuque_sys::Errno;
 use zhuque_sys::fs::Path;
@@ -134,27 +134,82 @@ fn capture_epoll(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> R
         let data = hex_field(line, b"data:").unwrap_or(0);
         let inode = hex_field(line, b"ino:").unwrap_or(0);
         let device = fdinfo::device(hex_field(line, b"sdev:").unwrap_or(0));
-        let registration = (found.fd, fd as i32, nth);
-        let description = target(table, pid, registration, device, inode);
+        let event = EpollEvent { events, data };
+        let registration = Registration { epoll: found.fd, instance: found.id, fd: fd as i32, nth, event };
+        let description = target(table, pid, &registration, device, inode);
         put(&Record::EpollEntry { epoll: found.id, fd: fd as i32, description, events, data })
     })
 }
 
-/// The description behind a registration (epoll, number, how many before had the same number); 0: not in the program.
-fn target(table: &Table<'_>, pid: u32, registration: (i32, i32, u32), device: u64, inode: u64) -> u32 {
-    let (epoll, registered, nth) = registration;
+/// A registration as an epoll instance shows it.
+struct Registration {
+    epoll: i32,
+    /// The id of its description.
+    instance: u32,
+    /// The number that was registered.
+    fd: i32,
+    /// How many before it have the same number.
+    nth: u32,
+    event: EpollEvent,
+}
+
+/// The description behind a registration of the object with this device and inode; 0: not in the program.
+fn target(table: &Table<'_>, pid: u32, registration: &Registration, device: u64, inode: u64) -> u32 {
+    let Registration { epoll, fd, nth, .. } = *registration;
     let candidates = table.of_object(device, inode);
-    let is_it = |fd: i32| net::is_epoll_target(pid, fd, epoll, registered, nth).ok();
-    let by_number = candidates.iter().find(|e| e.fd == registered);
-    if !table.compares {
-        // Without kcmp the number has to do; else the object, if it is open only once.
-        let only = candidates.first().filter(|f| candidates.iter().all(|e| e.description == f.description));
-        return by_number.or(only).map_or(0, |e| e.description);
+    let by_number = candidates.iter().find(|e| e.fd == fd);
+    if table.compares {
+        let is_it = |entry: &&Entry| net::is_epoll_target(pid, entry.fd, epoll, fd, nth) == Ok(true);
+        return by_number.filter(is_it).or_else(|| candidates.iter().find(is_it)).map_or(0, |e| e.description);
     }
-    if let Some(entry) = by_number.filter(|e| is_it(e.fd) != Some(false)) {
-        return entry.description;
+    // Without kcmp: each description that it can be is tried. Of several registrations with the same number the order
+    // is not known, only that each is another description.
+    let by_number = by_number.filter(|e| is_registered(table, registration, e)).map_or(0, |e| e.description);
+    if by_number != 0 && nth == 0 {
+        return by_number;
     }
-    candidates.iter().find(|e| is_it(e.fd) == Some(true)).map_or(0, |e| e.description)
+    let mut previous = by_number;
+    let others = candidates.iter().filter(|e| {
+        let new = e.description != previous && e.description != by_number;
+        previous = e.description;
+        new
+    });
+    let before = if by_number != 0 { nth - 1 } else { nth };
+    let mut others = others.filter(|e| is_registered(table, registration, e));
+    others.nth(before as usize).map_or(0, |e| e.description)
+}
+
+/// Whether a description is registered under the registration's number: to set what is set already succeeds only for
+/// that. The description gets the number for a moment, which nobody else can see now.
+fn is_registered(table: &Table<'_>, registration: &Registration, entry: &Entry) -> bool {
+    let Registration { epoll, fd, event, .. } = *registration;
+    let same = EpollEvent { events: event.events & !(libc::EPOLLEXCLUSIVE as u32), ..event };
+    // An exclusive registration cannot be changed, which is another error than that there is none.
+    let exclusive = event.events & libc::EPOLLEXCLUSIVE as u32 != 0;
+    let is_set = || match net::epoll_control(epoll, libc::EPOLL_CTL_MOD, fd, same) {
+        Ok(()) => true,
+        Err(e) => e == Errno(libc::EINVAL) && exclusive,
+    };
+    let current = table.all().iter().find(|e| e.fd == fd);
+    match current {
+        // An instance cannot watch itself.
+        _ if entry.description == registration.instance => false,
+        Some(current) if current.description == entry.description => is_set(),
+        // Taking a file's number away for a moment would drop its POSIX locks.
+        Some(current) if kind_of(current.mode) == libc::S_IFREG => false,
+        Some(current) => {
+            let Ok(aside) = fs::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) else { return false };
+            let set = fs::dup_to(entry.fd, fd, true).is_ok() && is_set();
+            let _ = fs::dup_to(aside as i32, fd, current.is_cloexec());
+            let _ = fs::close(aside as i32);
+            set
+        }
+        None => {
+            let set = fs::dup_to(entry.fd, fd, true).is_ok() && is_set();
+            let _ = fs::close(fd);
+            set
+        }
+    }
 }
 
 /// Makes an object again.
@@ -265,5 +320,9 @@ pub fn register(r: &mut Reviving<'_>, record: &Record<'_>) -> Result<(), Failure
     if is_disabled(record) {
         return Ok(());
     }
-    control(r, record, &mut |epoll, fd, event| net::epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, event))
+    control(r, record, &mut |epoll, fd, event| match net::epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, event) {
+        // Two registrations that a save without kcmp could not tell apart.
+        Err(Errno(libc::EEXIST)) => Ok(()),
+        other => other,
+    })
 }

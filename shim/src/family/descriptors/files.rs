@@ -6,12 +6,12 @@
 //! Written files are synced with fsync, not fdatasync: the resume compares the time of modification, which fdatasync
 //! need not write. Neighbours: [`super::placement`] gives the opened file its numbers and flags.
 
-use super::table::{Found, Table};
 use super::placement::Reviving;
+use super::table::{Found, Table};
 use super::{Capture, Failure, kind_of};
 use zhuque_abi::journal::{Description, Object};
-use zhuque_sys::fs::{self, Path};
 use zhuque_sys::Errno;
+use zhuque_sys::fs::{self, Path};
 
 const DELETED: &[u8] = b" (deleted)";
 const KEPT: &[u8] = b"kept-";
@@ -172,7 +172,9 @@ fn capture_regular(
     named: bool,
 ) -> Result<(), Failure> {
     let object = (found.device, found.inode);
-    let written = found.access() != libc::O_RDONLY && !found.is_path();
+    // Before the first of the file's descriptions is looked at: on some file systems writing back changes the time.
+    let writes = |flags: u32| flags as i32 & libc::O_ACCMODE != libc::O_RDONLY && flags as i32 & libc::O_PATH == 0;
+    let written = !found.is_path() && table.of_object(found.device, found.inode).iter().any(|e| writes(e.flags));
     if written && c.file_sync && kept.synced != Some(object) {
         match fs::sync_all(found.fd) {
             Err(e @ Errno(libc::EIO | libc::ENOSPC | libc::EDQUOT)) => return Err(Failure::about(link).errno(e)),
@@ -343,14 +345,7 @@ fn open(directory: i32, path: &Path, flags: i32) -> Result<i32, Errno> {
     }
 }
 
-fn verify(
-    fd: i32,
-    path: &[u8],
-    identity: &[u64; 4],
-    append: bool,
-    mapped: bool,
-    kept: bool,
-) -> Result<(), Failure> {
+fn verify(fd: i32, path: &[u8], identity: &[u64; 4], append: bool, mapped: bool, kept: bool) -> Result<(), Failure> {
     let stat = fs::stat_fd(fd).map_err(|e| Failure::about(path).errno(e))?;
     let [device, inode, size, mtime] = *identity;
     let changed = Failure::about(path).text(b"changed since it was saved (");

@@ -4,9 +4,9 @@
 //! this process holds. A resume takes the locks when all descriptors are in place, since closing any descriptor of a
 //! file drops the process's POSIX locks on it. Leases are not kept.
 
-use super::table::Table;
 use super::fdinfo;
 use super::placement::Reviving;
+use super::table::Table;
 use super::{Capture, Failure};
 use zhuque_abi::journal::{LockKind, Record};
 use zhuque_sys::Errno;

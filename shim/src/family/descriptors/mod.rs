@@ -22,7 +22,7 @@ use zhuque_abi::header::Stdio;
 use zhuque_abi::journal::Record;
 use zhuque_sys::Errno;
 
-mod table;
+mod endpoints;
 mod events;
 mod fdinfo;
 mod files;
@@ -31,12 +31,12 @@ mod options;
 mod pipes;
 mod placement;
 mod sockets;
-mod endpoints;
+mod table;
 mod terminals;
 mod watches;
 
-pub use table::capture;
 pub use placement::{revive, stdio_identity};
+pub use table::capture;
 
 /// What a save needs to know, and where its records go.
 pub struct Capture<'a> {
@@ -139,6 +139,7 @@ impl Failure {
             libc::ENOTDIR => b"not a directory",
             libc::ENOSPC => b"no space left",
             libc::EMFILE => b"too many open files (raise ulimit -n)",
+            libc::EBADF => b"bad descriptor (is ulimit -n too low?)",
             libc::EADDRINUSE => b"address already in use",
             libc::EADDRNOTAVAIL => b"this machine does not have that address",
             libc::EAFNOSUPPORT => b"address family not supported",

@@ -5,8 +5,8 @@
 //! where that fails are they read. If that write end has O_DIRECT, each packet is preceded by its length (u32, little
 //! endian). An end that the program does not have is closed by the resume after the bytes have been put back.
 
-use super::table::{Found, Table};
 use super::placement::Reviving;
+use super::table::{Found, Table};
 use super::{Capture, Failure};
 use zhuque_abi::journal::{Description, Object};
 use zhuque_sys::Errno;

@@ -10,8 +10,8 @@ use super::{Failure, Revival, endpoints, events, files, locks, pipes, terminals,
 use zhuque_abi::codec::{CodecError, Records};
 use zhuque_abi::header::Stdio;
 use zhuque_abi::journal::{Description, Object, Record};
-use zhuque_sys::fs;
 use zhuque_sys::Errno;
+use zhuque_sys::fs;
 
 /// Status flags that F_SETFL changes.
 const SETTABLE: u64 = (libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK) as u64;
@@ -71,7 +71,9 @@ impl Reviving<'_> {
         let lifted = fs::fcntl(fd, libc::F_DUPFD_CLOEXEC, self.above as u64);
         let _ = fs::close(fd);
         // EINVAL: the soft limit of open files ends right above the program's numbers.
-        lifted.map(|fd| fd as i32).map_err(|_| Failure::new(b"too few file descriptors for the resume: raise ulimit -n"))
+        lifted
+            .map(|fd| fd as i32)
+            .map_err(|_| Failure::new(b"too few file descriptors for the resume: raise ulimit -n"))
     }
 
     /// Both ends of something, lifted.
@@ -192,8 +194,8 @@ pub fn revive(revival: &mut Revival<'_>) -> Result<(), Failure> {
     let scratch = core::mem::take(&mut revival.scratch);
     let journal = revival.journal;
     let (highest_id, highest_fd) = survey(revival)?;
-    let (homes, finals, held) =
-        tables(scratch, highest_id, highest_fd).ok_or(Failure::new(b"more descriptors than fit into the scratch memory"))?;
+    let (homes, finals, held) = tables(scratch, highest_id, highest_fd)
+        .ok_or(Failure::new(b"more descriptors than fit into the scratch memory"))?;
     each_record(journal, &mut |record| {
         if let Record::Descriptor { fd, description, .. } = *record {
             if let Some(place) = finals.get_mut(fd as usize) {
@@ -285,11 +287,11 @@ fn make(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Fail
         Object::Fifo { .. } => pipes::revive_fifo(r, description),
         Object::Socket(ref socket) => endpoints::revive(r, description, socket),
         Object::Inotify => watches::revive(),
-        Object::Unsupported { what } => {
-            Err(Failure::new(b"this version cannot re-create an open ").text(what).text(b" (descriptor ").number(
-                r.home(description.id) as u64,
-            ).text(b")"))
-        }
+        Object::Unsupported { what } => Err(Failure::new(b"this version cannot re-create an open ")
+            .text(what)
+            .text(b" (descriptor ")
+            .number(r.home(description.id) as u64)
+            .text(b")")),
         _ => events::revive(r, description),
     }
 }
@@ -314,7 +316,9 @@ fn survey(revival: &Revival<'_>) -> Result<(u32, i32), Failure> {
                 id = id.max(description);
                 highest = highest.max(fd);
                 if fd < 0 || revival.own.contains(&fd) || revival.helpers.contains(&fd) {
-                    return Err(Failure::new(b"descriptor number ").number(fd as u64).text(b" is in use by the resume"));
+                    return Err(Failure::new(b"descriptor number ")
+                        .number(fd as u64)
+                        .text(b" is in use by the resume"));
                 }
             }
             _ => {}

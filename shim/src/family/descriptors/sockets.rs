@@ -6,13 +6,13 @@
 //! peeked at, not taken. Data that an outside peer has sent dies with the connection. Neighbours: [`super::options`],
 //! [`super::endpoints`] (the resume's side).
 
-use super::table::{Entry, Found, Table};
 use super::options::{self, Template};
+use super::table::{Entry, Found, Table};
 use super::{Capture, Failure, kind_of};
 use zhuque_abi::journal::{Object, Socket, SocketState};
+use zhuque_sys::Errno;
 use zhuque_sys::fs::{self, Path};
 use zhuque_sys::net::{self, UnixDiagnosis};
-use zhuque_sys::Errno;
 
 /// Longest address: struct sockaddr_storage.
 const ADDRESS: usize = 128;
@@ -190,11 +190,8 @@ fn unsupported(
 fn look(found: &Found<'_>) -> Seen {
     let fd = found.fd;
     let number = |name: i32| net::option_number(fd, libc::SOL_SOCKET, name).unwrap_or(0);
-    let kind = Kind {
-        domain: number(libc::SO_DOMAIN),
-        kind: number(libc::SO_TYPE),
-        protocol: number(libc::SO_PROTOCOL),
-    };
+    let kind =
+        Kind { domain: number(libc::SO_DOMAIN), kind: number(libc::SO_TYPE), protocol: number(libc::SO_PROTOCOL) };
     let mut seen = Seen {
         fd,
         inode: found.inode,
@@ -318,11 +315,7 @@ fn partner(table: &Table<'_>, notes: &mut Notes, seen: &Seen, diagnosis: Option<
         })
     };
     let before = (1..=64).take_while(|&back| fits(seen.inode.wrapping_sub(back))).count();
-    if before % 2 == 1 {
-        Some(seen.inode - 1)
-    } else {
-        Some(seen.inode + 1).filter(|&next| fits(next))
-    }
+    if before % 2 == 1 { Some(seen.inode - 1) } else { Some(seen.inode + 1).filter(|&next| fits(next)) }
 }
 
 /// Entries of our own among the options: how far a stream was shut down, the file of a path.

@@ -37,6 +37,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// FD_CLOEXEC.
+    pub fn is_cloexec(&self) -> bool {
+        self.mode & CLOEXEC != 0
+    }
+
     fn key(&self) -> (u64, u64, u32) {
         (self.device, self.inode, kind_of(self.mode))
     }
@@ -168,11 +173,7 @@ fn describe_all(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes) -> Re
         let (entries, behind) = rest.split_at_checked(count).unwrap_or((rest, &[]));
         describe_one(c, table, notes, entries)?;
         for entry in entries {
-            (c.put)(&Record::Descriptor {
-                fd: entry.fd,
-                description: entry.description,
-                cloexec: entry.mode & CLOEXEC != 0,
-            })?;
+            (c.put)(&Record::Descriptor { fd: entry.fd, description: entry.description, cloexec: entry.is_cloexec() })?;
         }
         rest = behind;
     }
@@ -180,12 +181,7 @@ fn describe_all(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes) -> Re
     notes.kept.forget_others(c)
 }
 
-fn describe_one(
-    c: &mut Capture<'_>,
-    table: &Table<'_>,
-    notes: &mut Notes,
-    entries: &[Entry],
-) -> Result<(), Failure> {
+fn describe_one(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, entries: &[Entry]) -> Result<(), Failure> {
     let Some(first) = entries.first() else { return Ok(()) };
     let mut found = Found {
         id: first.description,
@@ -210,7 +206,9 @@ fn describe_one(
     let link = table.link(first.fd, &mut buffer);
     let named = link.first() == Some(&b'/');
     match kind_of(found.mode) {
-        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK if named => files::capture(c, table, &mut notes.kept, &found, link),
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK if named => {
+            files::capture(c, table, &mut notes.kept, &found, link)
+        }
         libc::S_IFCHR if named => terminals::capture_device(c, &found, link),
         libc::S_IFIFO => pipes::capture(c, table, &found, link),
         _ if link == b"anon_inode:inotify" => watches::capture(c, table, &found),

@@ -6,8 +6,8 @@
 //! are struct termios2 (44 bytes); for a pseudo-terminal whose master is in the program struct winsize (8 bytes) and
 //! the terminal's number (u32) follow.
 
-use super::table::Found;
 use super::placement::{Reviving, each_record};
+use super::table::Found;
 use super::{Capture, Failure, kind_of};
 use zhuque_abi::journal::{Description, Object, Record};
 use zhuque_sys::Errno;

@@ -5,9 +5,9 @@
 //! in them. A watch whose path is not found makes the instance unsupported, by name. Events that were not read yet
 //! are lost, as in an overflow.
 
-use super::table::{Found, Table};
 use super::fdinfo::{self, decimal_field, field, hex_field};
 use super::placement::Reviving;
+use super::table::{Found, Table};
 use super::{Capture, Failure, kind_of};
 use zhuque_abi::journal::{Object, Record};
 use zhuque_sys::fs::{self, Path};
@@ -87,7 +87,9 @@ fn in_order(store: &[u8], act: &mut Act<'_>) -> Result<(), Failure> {
         let mut rest = store;
         while let Some((&[a, b, c, d, e, f, g, h, i, j, k, l], behind)) = rest.split_first_chunk::<HEAD>() {
             let (number, mask) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-            let Some((path, behind)) = behind.split_at_checked(u32::from_le_bytes([i, j, k, l]) as usize) else { break };
+            let Some((path, behind)) = behind.split_at_checked(u32::from_le_bytes([i, j, k, l]) as usize) else {
+                break;
+            };
             if after.is_none_or(|after| number > after) && next.is_none_or(|next| number < next.0) {
                 next = Some((number, mask, path));
             }
@@ -141,9 +143,8 @@ fn by_handle(table: &Table<'_>, watch: &Watch<'_>, path: &mut Path) -> bool {
             return true;
         }
     }
-    let here = |e: &&super::table::Entry| {
-        e.device == watch.device && matches!(kind_of(e.mode), libc::S_IFREG | libc::S_IFDIR)
-    };
+    let here =
+        |e: &&super::table::Entry| e.device == watch.device && matches!(kind_of(e.mode), libc::S_IFREG | libc::S_IFDIR);
     table.all().iter().find(here).is_some_and(|e| try_at(e.fd))
 }
 
@@ -227,7 +228,8 @@ pub fn watch(r: &Reviving<'_>, record: &Record<'_>) -> Result<(), Failure> {
     let mut at = Path::new();
     at.push(path);
     for _ in 0..FURTHEST {
-        let number = net::inotify_add(fd, &at, mask).map_err(|e| Failure::about(path).text(b"cannot be watched: ").errno(e))?;
+        let number =
+            net::inotify_add(fd, &at, mask).map_err(|e| Failure::about(path).text(b"cannot be watched: ").errno(e))?;
         if number == watch {
             return Ok(());
         }
