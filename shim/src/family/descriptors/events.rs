@@ -127,6 +127,7 @@ fn capture_epoll(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> R
     seen.fill(0);
     let mut occurrences = Occurrences { seen, repeated: [(0, 0); 64], used: 0 };
     let (put, pid) = (&mut *c.put, c.pid);
+    let mut index = 0;
     info(table, found.fd, buffer, &mut |line| {
         let Some(fd) = decimal_field(line, b"tfd:").filter(|_| line.starts_with(b"tfd:")) else { return Ok(()) };
         let nth = occurrences.count(fd);
@@ -135,11 +136,15 @@ fn capture_epoll(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> R
         let inode = hex_field(line, b"ino:").unwrap_or(0);
         let device = fdinfo::device(hex_field(line, b"sdev:").unwrap_or(0));
         let event = EpollEvent { events, data };
-        let registration = Registration { epoll: found.fd, instance: found.id, fd: fd as i32, nth, event };
+        let registration = Registration { epoll: found.fd, instance: found.id, fd: fd as i32, index, nth, event };
+        index += 1;
         let description = target(table, pid, &registration, device, inode);
         put(&Record::EpollEntry { epoll: found.id, fd: fd as i32, description, events, data })
     })
 }
+
+/// kcmp goes through an instance's registrations one by one: for more than this many another way is quicker.
+const COMPARED: u32 = 64;
 
 /// A registration as an epoll instance shows it.
 struct Registration {
@@ -148,7 +153,8 @@ struct Registration {
     instance: u32,
     /// The number that was registered.
     fd: i32,
-    /// How many before it have the same number.
+    /// How many come before it, and how many of these have the same number.
+    index: u32,
     nth: u32,
     event: EpollEvent,
 }
@@ -158,11 +164,14 @@ fn target(table: &Table<'_>, pid: u32, registration: &Registration, device: u64,
     let Registration { epoll, fd, nth, .. } = *registration;
     let candidates = table.of_object(device, inode);
     let by_number = candidates.iter().find(|e| e.fd == fd);
-    if table.compares {
+    if let Some(only) = candidates.first().filter(|f| candidates.iter().all(|e| e.description == f.description)) {
+        return only.description;
+    }
+    if table.compares && registration.index < COMPARED {
         let is_it = |entry: &&Entry| net::is_epoll_target(pid, entry.fd, epoll, fd, nth) == Ok(true);
         return by_number.filter(is_it).or_else(|| candidates.iter().find(is_it)).map_or(0, |e| e.description);
     }
-    // Without kcmp: each description that it can be is tried. Of several registrations with the same number the order
+    // Otherwise each description that it can be is tried. Of several registrations with the same number the order
     // is not known, only that each is another description.
     let by_number = by_number.filter(|e| is_registered(table, registration, e)).map_or(0, |e| e.description);
     if by_number != 0 && nth == 0 {
@@ -190,8 +199,10 @@ fn is_registered(table: &Table<'_>, registration: &Registration, entry: &Entry) 
         Ok(()) => true,
         Err(e) => e == Errno(libc::EINVAL) && exclusive,
     };
-    let current = table.all().iter().find(|e| e.fd == fd);
-    match current {
+    if entry.fd == fd {
+        return is_set();
+    }
+    match table.all().iter().find(|e| e.fd == fd) {
         // An instance cannot watch itself.
         _ if entry.description == registration.instance => false,
         Some(current) if current.description == entry.description => is_set(),

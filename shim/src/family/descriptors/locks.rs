@@ -1,7 +1,6 @@
 //! Locks on files: flock, POSIX record locks, OFD locks.
 //!
-//! /proc/locks is read once; only for files that it names is the fdinfo of their descriptors read, which says what
-//! this process holds. A resume takes the locks when all descriptors are in place, since closing any descriptor of a
+//! The fdinfo of a descriptor says what is held through it. A resume takes the locks when all descriptors are in place, since closing any descriptor of a
 //! file drops the process's POSIX locks on it. Leases are not kept.
 
 use super::fdinfo;
@@ -12,17 +11,12 @@ use zhuque_abi::journal::{LockKind, Record};
 use zhuque_sys::Errno;
 use zhuque_sys::fs::{self, Path};
 
-/// Files of one save that have locks at all.
-const MOST: usize = 256;
 const F_OFD_SETLK: i32 = 37;
 
-/// A line of /proc/locks or of fdinfo.
+/// A lock line of fdinfo.
 struct Lock {
     kind: LockKind,
     write: bool,
-    pid: Option<u64>,
-    device: u64,
-    inode: u64,
     start: u64,
     length: u64,
 }
@@ -42,54 +36,25 @@ fn parse(line: &[u8]) -> Option<Lock> {
         (_, b"READ") => false,
         _ => return None,
     };
-    let pid = fdinfo::number(tokens.next()?, 10);
-    let mut parts = tokens.next()?.split(|&b| b == b':');
-    let major = fdinfo::number(parts.next()?, 16)? as u32;
-    let minor = fdinfo::number(parts.next()?, 16)? as u32;
-    let inode = fdinfo::number(parts.next()?, 10)?;
+    let (_pid, _file) = (tokens.next()?, tokens.next()?);
     let start = fdinfo::number(tokens.next()?, 10)?;
     let length = match tokens.next()? {
         b"EOF" => 0,
         end => fdinfo::number(end, 10)?.checked_sub(start)? + 1,
     };
-    Some(Lock { kind, write, pid, device: libc::makedev(major, minor), inode, start, length })
+    Some(Lock { kind, write, start, length })
 }
 
 /// Describes the locks that the program holds.
+///
+/// The fdinfo of every file is read. /proc/locks would say which files have locks at all, but opening the list waits
+/// for an RCU grace period (5 to 15 ms, locks_start in fs/locks.c), a thousand times what a fdinfo costs.
 pub fn capture(c: &mut Capture<'_>, table: &Table<'_>) -> Result<(), Failure> {
-    let mut path = Path::new();
-    path.push(b"/proc/locks");
-    let mut files = [(0u64, 0u64); MOST];
-    let mut count = 0;
-    let mut full = false;
-    let buffer = c.scratch.get_mut(..65536).unwrap_or(&mut []);
-    let listed = fdinfo::lines(libc::AT_FDCWD, &path, buffer, &mut |line| {
-        let Some(lock) = parse(line) else { return Ok(()) };
-        // An OFD lock has no process.
-        let maybe_ours = lock.kind == LockKind::Ofd || lock.pid == Some(c.pid as u64);
-        let file = (lock.device, lock.inode);
-        let known = files.get(..count).unwrap_or(&[]).contains(&file);
-        if !maybe_ours || known || table.of_inode(lock.inode).next().is_none() {
-            return Ok(());
+    let mut previous = None;
+    for (device, inode) in table.files() {
+        if previous.replace((device, inode)) != Some((device, inode)) {
+            capture_file(c, table, inode)?;
         }
-        match files.get_mut(count) {
-            Some(place) => {
-                *place = file;
-                count += 1;
-            }
-            None => full = true,
-        }
-        Ok(())
-    });
-    // Without the list (no /proc/locks in some containers) every written file might have locks; it is not worth that.
-    if listed.is_err() {
-        return Ok(());
-    }
-    if full {
-        return Err(Failure::new(b"more locked files than this version can describe"));
-    }
-    for &(_, inode) in files.get(..count).unwrap_or(&[]) {
-        capture_file(c, table, inode)?;
     }
     Ok(())
 }

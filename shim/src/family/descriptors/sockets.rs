@@ -40,6 +40,8 @@ pub struct Notes {
     templates: [Option<(Kind, Template)>; 8],
     /// The diagnosis socket + 1; 0: not opened yet, -1: there is none.
     diagnosis: i32,
+    /// What was said of the last socket's peer, which mostly comes next.
+    last: Option<(u64, UnixDiagnosis)>,
 }
 
 impl Notes {
@@ -70,8 +72,14 @@ impl Notes {
         if self.diagnosis < 0 {
             return None;
         }
+        if let Some((_, known)) = self.last.filter(|last| last.0 == inode) {
+            return Some(known);
+        }
         match net::unix_diagnosis(self.diagnosis - 1, inode) {
-            Ok(found) => Some(found),
+            Ok(found) => {
+                self.last = Some((inode, found));
+                Some(found)
+            }
             // A socket that is neither bound nor connected may not be listed; that is no reason to stop asking.
             Err(Errno(libc::ENOENT)) => None,
             Err(_) => {

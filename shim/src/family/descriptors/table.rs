@@ -99,6 +99,12 @@ pub struct Table<'t> {
 }
 
 impl<'t> Table<'t> {
+    /// Device and inode of every descriptor of a regular file or directory, equal ones next to each other.
+    pub fn files(&self) -> impl Iterator<Item = (u64, u64)> + use<'t> {
+        let lockable = |e: &&Entry| matches!(kind_of(e.mode), libc::S_IFREG | libc::S_IFDIR);
+        self.entries.iter().filter(lockable).map(|e| (e.device, e.inode))
+    }
+
     /// The descriptors of the object with this device and inode.
     pub fn of_object(&self, device: u64, inode: u64) -> &'t [Entry] {
         let start = self.entries.partition_point(|e| (e.device, e.inode) < (device, inode));
@@ -145,9 +151,10 @@ pub fn capture(c: &mut Capture<'_>) -> Result<(), Failure> {
     let (table, work) = scratch.split_at_mut(scratch.len() / 2);
     c.scratch = work;
     let entries = entries_of(table);
+    let (entries, spare) = entries.split_at_mut(entries.len() / 2);
     let count = enumerate(c, entries)?;
     let entries = entries.get_mut(..count).unwrap_or(&mut []);
-    let compares = group(entries, c.pid);
+    let compares = group(entries, spare, c.pid);
     let open = |path: &[u8]| {
         let mut at = Path::new();
         at.push(path);
@@ -259,8 +266,8 @@ fn enumerate(c: &mut Capture<'_>, entries: &mut [Entry]) -> Result<usize, Failur
 }
 
 /// Sorts the table and numbers the descriptions; whether kcmp works.
-fn group(entries: &mut [Entry], pid: u32) -> bool {
-    sort(entries, &mut |a, b| (a.key(), a.fd) < (b.key(), b.fd));
+fn group(entries: &mut [Entry], spare: &mut [Entry], pid: u32) -> bool {
+    sort(entries, spare, &mut |a, b| (a.key(), a.fd) < (b.key(), b.fd));
     let mut compares = true;
     let mut next = 1;
     let mut rest = entries;
@@ -268,14 +275,14 @@ fn group(entries: &mut [Entry], pid: u32) -> bool {
         let key = first.key();
         let count = rest.iter().take_while(|e| e.key() == key).count();
         let Some((run, behind)) = rest.split_at_mut_checked(count) else { break };
-        compares &= group_run(run, pid, compares, &mut next);
+        compares &= group_run(run, spare, pid, compares, &mut next);
         rest = behind;
     }
     compares
 }
 
 /// Numbers the descriptions of one object, from `next` on.
-fn group_run(run: &mut [Entry], pid: u32, compares: bool, next: &mut u32) -> bool {
+fn group_run(run: &mut [Entry], spare: &mut [Entry], pid: u32, compares: bool, next: &mut u32) -> bool {
     if let [only] = run {
         only.description = *next;
         *next += 1;
@@ -286,11 +293,11 @@ fn group_run(run: &mut [Entry], pid: u32, compares: bool, next: &mut u32) -> boo
         _ => Err(Errno(libc::ENOSYS)),
     };
     if probe.is_err() {
-        group_by_mark(run, next);
+        group_by_mark(run, spare, next);
         return false;
     }
     let order = |a: i32, b: i32| fs::compare_descriptions(pid, a, b).unwrap_or(Ordering::Equal);
-    sort(run, &mut |a, b| match order(a.fd, b.fd) {
+    sort(run, spare, &mut |a, b| match order(a.fd, b.fd) {
         Ordering::Equal => a.fd < b.fd,
         unequal => unequal == Ordering::Less,
     });
@@ -307,7 +314,7 @@ fn group_run(run: &mut [Entry], pid: u32, compares: bool, next: &mut u32) -> boo
 
 /// Numbers the descriptions of one object without kcmp, by the mark that F_SETSIG leaves on a description. Each pass
 /// over the run finds up to 64 of them. The program's own signal numbers wait in the entries' modes meanwhile.
-fn group_by_mark(run: &mut [Entry], next: &mut u32) {
+fn group_by_mark(run: &mut [Entry], spare: &mut [Entry], next: &mut u32) {
     const MARKS: u32 = 64;
     const SIGNAL_SHIFT: u32 = 24;
     const SIGNAL: u32 = 0x7f << SIGNAL_SHIFT;
@@ -344,34 +351,32 @@ fn group_by_mark(run: &mut [Entry], next: &mut u32) {
             entry.mode &= !SIGNAL;
         }
     }
-    sort(run, &mut |a, b| (a.description, a.fd) < (b.description, b.fd));
+    sort(run, spare, &mut |a, b| (a.description, a.fd) < (b.description, b.fd));
 }
 
-/// In-place heap sort: no recursion, no memory, no panic whatever `less` says.
-fn sort(slice: &mut [Entry], less: &mut dyn FnMut(&Entry, &Entry) -> bool) {
-    let mut sift = |slice: &mut [Entry], mut root: usize, end: usize| {
-        loop {
-            let mut child = 2 * root + 1;
-            if child >= end {
-                return;
+/// Merge sort by way of `spare`, which is as long as `slice`: as few comparisons as can be (each may be a system call),
+/// no recursion, no panic whatever `less` says.
+fn sort(slice: &mut [Entry], spare: &mut [Entry], less: &mut dyn FnMut(&Entry, &Entry) -> bool) {
+    let Some(spare) = spare.get_mut(..slice.len()) else { return };
+    let mut width = 1;
+    while width < slice.len() {
+        for (from, to) in slice.chunks(2 * width).zip(spare.chunks_mut(2 * width)) {
+            let (mut left, mut right) = from.split_at_checked(width).unwrap_or((from, &[]));
+            for place in to {
+                let take_right = match (left.first(), right.first()) {
+                    (Some(l), Some(r)) => less(r, l),
+                    (None, Some(_)) => true,
+                    (_, None) => false,
+                };
+                let source = if take_right { &mut right } else { &mut left };
+                let Some((first, rest)) = source.split_first() else { break };
+                *place = *first;
+                *source = rest;
             }
-            if let (Some(left), Some(right)) = (slice.get(child), slice.get(child + 1)) {
-                if child + 1 < end && less(left, right) {
-                    child += 1;
-                }
-            }
-            match (slice.get(root), slice.get(child)) {
-                (Some(parent), Some(largest)) if less(parent, largest) => slice.swap(root, child),
-                _ => return,
-            }
-            root = child;
         }
-    };
-    for root in (0..slice.len() / 2).rev() {
-        sift(slice, root, slice.len());
-    }
-    for end in (1..slice.len()).rev() {
-        slice.swap(0, end);
-        sift(slice, 0, end);
+        for (to, from) in slice.iter_mut().zip(spare.iter()) {
+            *to = *from;
+        }
+        width *= 2;
     }
 }
