@@ -21,7 +21,7 @@ use zhuque_abi::layout::{
     SLOT_STRIDE, SLOTS_OFFSET, TASK_SIZE,
 };
 use zhuque_abi::maps::{Node, TreeHead};
-use zhuque_abi::slot::{Slot, state};
+use zhuque_abi::slot::{Saved as SavedThread, Slot, saved_frame, state};
 use zhuque_model::maptree::MapView;
 
 /// RLIMIT_NOFILE (asm-generic/resource.h).
@@ -168,6 +168,7 @@ pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
 
     let file_bytes = size_of::<FileRecord>() as u64;
     let node_bytes = size_of::<Node>() as u64;
+    let base = part(control, HEADER_OFFSET, PAGE)?.u64(offset_of!(Header, base));
     let mut sum = checksum(0, globals.0);
     for (offset, bytes) in [
         (FILES_OFFSET + file_bytes, files * file_bytes),
@@ -177,9 +178,14 @@ pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
         sum = checksum(sum, part(control, offset, bytes)?.0);
     }
     for index in 0..slots {
-        let slot = part(control, SLOTS_OFFSET + index * SLOT_STRIDE, SLOT_STRIDE)?;
+        let at = SLOTS_OFFSET + index * SLOT_STRIDE;
+        let slot = part(control, at, size_of::<Slot>() as u64)?;
         if slot.u32(offset_of!(Slot, state)) == state::LIVE {
             sum = checksum(sum, slot.0);
+            let frame = slot.u64(offset_of!(Slot, saved) + offset_of!(SavedThread, frame));
+            if let Some((offset, bytes)) = saved_frame(base.wrapping_add(at), frame) {
+                sum = checksum(sum, part(control, at + offset, bytes)?.0);
+            }
         }
     }
     Ok(sum)

@@ -104,6 +104,7 @@ fn checksums() {
     // What is not in use does not count.
     let mut image = Image::simple();
     image.bytes[SLOTS_OFFSET as usize + 100] ^= 1;
+    image.bytes[(SLOTS_OFFSET + SLOT_STRIDE) as usize + 0x8fff] ^= 1;
     image.bytes[SITES_OFFSET as usize] ^= 1;
     assert!(Saved::check(&image.bytes, &machine()).is_ok());
 }

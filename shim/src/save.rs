@@ -14,9 +14,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, Phase, Reason, phase_word};
 use zhuque_abi::journal::Record;
-use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET, SLOT_STRIDE};
+use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET};
 use zhuque_abi::life::{Life, boot_flag, parked, stop};
-use zhuque_abi::slot::{Retry, Slot, state};
+use zhuque_abi::slot::{Retry, Slot, saved_frame, state};
 use zhuque_sys::{fs, process, signal, time};
 
 /// Status of a program that was saved (EX_TEMPFAIL).
@@ -354,7 +354,12 @@ fn control_checksum() -> u32 {
         let slot = control::slot(index);
         // SAFETY: as above.
         if unsafe { (*slot).state.load(Ordering::Relaxed) } == state::LIVE {
-            sum = part(sum, slot as u64 - control::base(), SLOT_STRIDE);
+            let at = slot as u64 - control::base();
+            sum = part(sum, at, size_of::<Slot>() as u64);
+            // SAFETY: as above.
+            if let Some((offset, bytes)) = saved_frame(slot as u64, unsafe { (*slot).saved.frame }) {
+                sum = part(sum, at + offset, bytes);
+            }
         }
     }
     sum

@@ -7,7 +7,7 @@ use zhuque_abi::header::{FileRecord, Globals, Header, MAGIC, Phase, VERSION, pha
 use zhuque_abi::journal::{Process, Record};
 use zhuque_abi::layout::*;
 use zhuque_abi::maps::{Kind, Node, TreeHead};
-use zhuque_abi::slot::{Slot, state};
+use zhuque_abi::slot::{Saved, Slot, state};
 use zhuque_model::maptree::{Attr, MapTree};
 use zhuque_restore::cpu::Machine;
 use zhuque_restore::validate::{control_checksum, header_checksum};
@@ -105,6 +105,11 @@ impl Image {
         image.put_u32(
             SLOTS_OFFSET as usize + SLOT_STRIDE as usize + offset_of!(Slot, state),
             state::LIVE,
+        );
+        let slot = SLOTS_OFFSET + SLOT_STRIDE;
+        image.put_u64(
+            slot as usize + offset_of!(Slot, saved) + offset_of!(Saved, frame),
+            BASE + slot + 0x9000,
         );
         image.map(BASE, BASE + CONTROL_BYTES, attr(Kind::Control, 3));
         image.map(

@@ -80,7 +80,8 @@ pub struct Header {
     pub phase: AtomicU64,
     /// CRC-32 of this page with `phase` and `checksum` taken as zero; valid when saved.
     pub checksum: u32,
-    /// CRC-32 of globals, file table, site table, nodes and slots in use, in that order; valid when saved.
+    /// CRC-32 of globals, file table, site table, nodes, and for each live slot the slot itself and its saved frame
+    /// ([`crate::slot::saved_frame`]), in that order; valid when saved.
     pub control_checksum: u32,
     /// Address of the control mapping in the program.
     pub base: u64,

@@ -238,6 +238,17 @@ pub struct Slot {
     pub scratch: [u64; 64],
 }
 
+/// Where in its slot's stride a saved signal frame lies: offset and bytes, from the ucontext to the top of the signal
+/// stack. Only this part of the stack is saved state: below it the parked thread's handler still runs. None if `frame`
+/// is no address in the signal stack of the slot at `slot`.
+pub const fn saved_frame(slot: u64, frame: u64) -> Option<(u64, u64)> {
+    use crate::layout::{SIGNAL_STACK, SLOT_STRIDE};
+    match frame.checked_sub(slot) {
+        Some(offset) if offset >= SIGNAL_STACK && offset < SLOT_STRIDE => Some((offset, SLOT_STRIDE - offset)),
+        _ => None,
+    }
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Slot>() <= 4096);

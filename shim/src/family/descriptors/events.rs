@@ -199,28 +199,28 @@ fn is_registered(table: &Table<'_>, registration: &Registration, entry: &Entry) 
         Ok(()) => true,
         Err(e) => e == Errno(libc::EINVAL) && exclusive,
     };
+    // An instance cannot watch itself.
+    if entry.description == registration.instance {
+        return false;
+    }
     if entry.fd == fd {
         return is_set();
     }
-    match table.all().iter().find(|e| e.fd == fd) {
-        // An instance cannot watch itself.
-        _ if entry.description == registration.instance => false,
-        Some(current) if current.description == entry.description => is_set(),
-        // Taking a file's number away for a moment would drop its POSIX locks.
-        Some(current) if kind_of(current.mode) == libc::S_IFREG => false,
-        Some(current) => {
-            let Ok(aside) = fs::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) else { return false };
-            let set = fs::dup_to(entry.fd, fd, true).is_ok() && is_set();
-            let _ = fs::dup_to(aside as i32, fd, current.is_cloexec());
-            let _ = fs::close(aside as i32);
-            set
-        }
-        None => {
-            let set = fs::dup_to(entry.fd, fd, true).is_ok() && is_set();
-            let _ = fs::close(fd);
-            set
-        }
+    // Taking a file's number away for a moment would drop its POSIX locks.
+    if table.all().iter().any(|e| e.fd == fd && kind_of(e.mode) == libc::S_IFREG) {
+        return false;
     }
+    // The number may be the program's, free, or in use by this save itself.
+    let Ok(flags) = fs::fcntl(fd, libc::F_GETFD, 0) else {
+        let set = fs::dup_to(entry.fd, fd, true).is_ok() && is_set();
+        let _ = fs::close(fd);
+        return set;
+    };
+    let Ok(aside) = fs::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) else { return false };
+    let set = fs::dup_to(entry.fd, fd, true).is_ok() && is_set();
+    let _ = fs::dup_to(aside as i32, fd, flags & 1 != 0);
+    let _ = fs::close(aside as i32);
+    set
 }
 
 /// Makes an object again.

@@ -152,7 +152,10 @@ pub fn capture(
     match (kind_of(found.mode), named) {
         (libc::S_IFDIR, true) => found.describe(c.put, Object::Directory { path: link, offset }),
         (libc::S_IFDIR, false) => found.describe(c.put, Object::Unsupported { what: link }),
-        (libc::S_IFREG, _) => capture_regular(c, table, kept, found, link, offset, named),
+        (libc::S_IFREG, _) => {
+            let file = Regular { link, offset, named, stat };
+            capture_regular(c, table, kept, found, file)
+        }
         // A block device has neither size nor times of its own.
         (_, true) => {
             let identity = [stat.st_dev, stat.st_ino, 0, 0];
@@ -162,15 +165,22 @@ pub fn capture(
     }
 }
 
+/// A regular file under capture.
+struct Regular<'l> {
+    link: &'l [u8],
+    offset: u64,
+    named: bool,
+    stat: libc::stat,
+}
+
 fn capture_regular(
     c: &mut Capture<'_>,
     table: &Table<'_>,
     kept: &mut Kept,
     found: &Found<'_>,
-    link: &[u8],
-    offset: u64,
-    named: bool,
+    file: Regular<'_>,
 ) -> Result<(), Failure> {
+    let Regular { link, offset, named, mut stat } = file;
     let object = (found.device, found.inode);
     // Before the first of the file's descriptions is looked at: on some file systems writing back changes the time.
     let writes = |flags: u32| flags as i32 & libc::O_ACCMODE != libc::O_RDONLY && flags as i32 & libc::O_PATH == 0;
@@ -181,23 +191,24 @@ fn capture_regular(
             // EINVAL, EROFS: nothing to sync there.
             _ => kept.synced = Some(object),
         }
+        stat = fs::stat_fd(found.fd).map_err(|e| Failure::about(link).errno(e))?;
     }
-    let mut name = Path::new();
-    let mut stat = fs::stat_fd(found.fd).map_err(|e| Failure::about(link).errno(e))?;
-    if let Some(number) = in_region(c, kept, link, named, &stat) {
+    let number = match in_region(c, kept, link, named, &stat) {
+        None if !named => Some(keep(c, table, kept, found, link, &stat)?),
+        there => there,
+    };
+    if let Some(number) = number {
         kept.note(number);
-        name = kept_name(number);
-    } else if !named {
-        let number = keep(c, table, kept, found, link, &stat)?;
-        kept.note(number);
-        name = kept_name(number);
         let directory = kept.open(c.region_directory)?;
-        stat = fs::stat_at(directory, &name, libc::AT_SYMLINK_NOFOLLOW).map_err(|e| Failure::about(link).errno(e))?;
+        stat = fs::stat_at(directory, &kept_name(number), libc::AT_SYMLINK_NOFOLLOW)
+            .map_err(|e| Failure::about(link).errno(e))?;
     }
+    let name = number.map(kept_name);
     let identity = [stat.st_dev, stat.st_ino, stat.st_size as u64, mtime_ns(&stat)];
     let mapped = (c.mapped_shared)(found.device, found.inode);
     let path = if named { link } else { link.strip_suffix(DELETED).unwrap_or(link) };
-    found.describe(c.put, Object::File { path, identity, offset, kept: name.as_bytes(), mapped })
+    let kept = name.as_ref().map_or(&[][..], |name| name.as_bytes());
+    found.describe(c.put, Object::File { path, identity, offset, kept, mapped })
 }
 
 /// The number of a file that an earlier save has kept already.
@@ -300,10 +311,12 @@ fn copy_extents(from: i32, to: i32, size: u64, may_seek: bool) -> Result<(), Err
 
 /// `/proc/PID/...` of the program itself by a name that lasts.
 fn own_process_as_self(link: &[u8], pid: u32, path: &mut Path) {
-    let mut own = Path::new();
-    own.push(b"/proc/").push_number(pid as u64);
-    match link.strip_prefix(own.as_bytes()) {
-        Some(rest) if rest.is_empty() || rest.first() == Some(&b'/') => path.push(b"/proc/self").push(rest),
+    let rest = link.strip_prefix(b"/proc/").unwrap_or(&[]);
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    match rest.split_at_checked(digits) {
+        Some((digits, rest)) if super::fdinfo::number(digits, 10) == Some(pid as u64) => {
+            path.push(b"/proc/self").push(rest)
+        }
         _ => path.push(link),
     };
 }

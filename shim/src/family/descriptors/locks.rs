@@ -1,7 +1,7 @@
 //! Locks on files: flock, POSIX record locks, OFD locks.
 //!
-//! The fdinfo of a descriptor says what is held through it. A resume takes the locks when all descriptors are in place, since closing any descriptor of a
-//! file drops the process's POSIX locks on it. Leases are not kept.
+//! The fdinfo of a descriptor says what is held through it. A resume takes the locks when all descriptors are in
+//! place, since closing any descriptor of a file drops the process's POSIX locks on it. Leases are not kept.
 
 use super::fdinfo;
 use super::placement::Reviving;

@@ -226,6 +226,10 @@ fn describe_one(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, entri
 /// F_GETOWN_EX and F_GETSIG; the process itself is named by the id that the program knows.
 fn owner_of(fd: i32, pid: u32, virtual_pid: u32) -> [i32; 3] {
     let [kind, id] = fs::owner(fd).unwrap_or([0, 0]);
+    if id == 0 {
+        // Nobody gets a signal, whichever is chosen.
+        return [0; 3];
+    }
     let signal = fs::fcntl(fd, F_GETSIG, 0).unwrap_or(0) as i32;
     [kind, if id == pid as i32 { virtual_pid as i32 } else { id }, signal]
 }

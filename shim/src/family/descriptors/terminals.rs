@@ -1,8 +1,8 @@
 //! Standard input, output and error; terminals; character devices.
 //!
-//! A description is *stdio* if it is the object that descriptor 0, 1 or 2 was when the program started: one of these
-//! numbers names it, or it is a terminal, pipe or socket (for a file or /dev/null under another number it is more
-//! likely that the program opened it by itself). A resume attaches stdio to what it was given. Settings in `termios`
+//! A description is *stdio* if it is the object that descriptor 0, 1 or 2 was when the program started: that number
+//! still names it, or it is a terminal, pipe or socket (a file or /dev/null under another number was more likely
+//! opened by the program itself, and has a path). A resume attaches stdio to what it was given. Settings in `termios`
 //! are struct termios2 (44 bytes); for a pseudo-terminal whose master is in the program struct winsize (8 bytes) and
 //! the terminal's number (u32) follow.
 
@@ -26,8 +26,8 @@ pub fn stdio_number(c: &Capture<'_>, found: &Found<'_>) -> Option<u32> {
         c.stdio.get(number).is_some_and(|s| s.open == 1 && (s.device, s.inode) == (found.device, found.inode))
     };
     let any = (0..3).find(|&number| matches(number))?;
-    let low = found.entries.iter().map(|e| e.fd as usize).filter(|&fd| fd < 3);
-    if let Some(own) = low.clone().find(|&fd| matches(fd)) {
+    let mut low = found.entries.iter().map(|e| e.fd as usize).filter(|&fd| fd < 3);
+    if let Some(own) = low.find(|&fd| matches(fd)) {
         return Some(own as u32);
     }
     let nameless = match kind_of(found.mode) {
@@ -35,7 +35,7 @@ pub fn stdio_number(c: &Capture<'_>, found: &Found<'_>) -> Option<u32> {
         libc::S_IFCHR => !found.is_path() && fs::terminal(found.fd).is_ok(),
         _ => false,
     };
-    (nameless || low.count() > 0).then_some(any as u32)
+    nameless.then_some(any as u32)
 }
 
 /// Describes a description of stdio.
@@ -112,8 +112,8 @@ pub fn revive_stdio(r: &mut Reviving<'_>, description: &Description<'_>) -> Resu
         return fs::fcntl(given, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as i32).map_err(failed);
     }
     // The description is shared with whoever started the resume, a shell perhaps: a new one of the same object gets
-    // the flags. What cannot be opened again (a socket, a file, whose offset would be another) only becomes
-    // non-blocking if the program relies on that.
+    // the flags. A socket, or a pipe of another user, cannot be opened again: it becomes non-blocking for all who share
+    // it, since the program may rely on that. A file, whose offset would be another, stays as it is.
     let kind = fs::stat_fd(given).map_or(0, |s| kind_of(s.st_mode));
     if kind == libc::S_IFCHR || kind == libc::S_IFIFO {
         let mut path = Path::new();
@@ -124,7 +124,7 @@ pub fn revive_stdio(r: &mut Reviving<'_>, description: &Description<'_>) -> Resu
             return Ok(fd);
         }
     }
-    if wanted & libc::O_NONBLOCK != 0 && kind == libc::S_IFSOCK {
+    if wanted & libc::O_NONBLOCK != 0 && matches!(kind, libc::S_IFSOCK | libc::S_IFIFO) {
         let _ = fs::fcntl(given, libc::F_SETFL, (now | libc::O_NONBLOCK) as u64);
     }
     fs::fcntl(given, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as i32).map_err(failed)
