@@ -41,6 +41,8 @@ pub enum Command {
     Rm(Rm),
     /// Say what this machine and a program allow, and what blocks
     Check(Check),
+    /// Say what becomes of every system call
+    Calls(Calls),
 }
 
 /// `zhuque run`
@@ -154,6 +156,14 @@ pub struct Check {
     /// A program to look at
     pub program: Option<OsString>,
     /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `zhuque calls`
+#[derive(Debug, Args)]
+pub struct Calls {
+    /// An array of objects instead of a table
     #[arg(long)]
     pub json: bool,
 }

@@ -19,7 +19,7 @@ use zhuque_abi::maps::Kind;
 use zhuque_abi::slot::{SigInfo, Slot, pending, state};
 use zhuque_model::maptree::MapTree;
 use zhuque_sys::signal::bit;
-use zhuque_sys::{fs, mm, process, signal, time};
+use zhuque_sys::{fs, mm, process, signal};
 
 const SIGPWR: u32 = libc::SIGPWR as u32;
 const SI_QUEUE: i32 = -1;
@@ -208,9 +208,8 @@ fn commit(args: &ResumeArgs) -> Option<*mut Slot> {
     // SAFETY: single-threaded still: the others wait. Only the life area is written.
     unsafe {
         let header = &*control::header();
-        let monotonic = header.saved_monotonic_ns as i64 - time::now(libc::CLOCK_MONOTONIC);
-        let boottime = header.saved_boottime_ns as i64 - time::now(libc::CLOCK_BOOTTIME);
-        clocks::set_offsets(&mut *control::life_mut(), monotonic, boottime);
+        let saved = [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns];
+        clocks::set_offsets(&mut *control::life_mut(), clocks::offsets_after(saved));
     }
     let generation = control::life().generation;
     control::phase().store(phase_word(generation, Phase::Running), Ordering::SeqCst);
@@ -231,6 +230,7 @@ fn after_commit(args: &ResumeArgs) {
         header.pid.store(life.pid, Ordering::Relaxed);
         header.monotonic_offset = life.monotonic_offset.load(Ordering::Relaxed);
         header.boottime_offset = life.boottime_offset.load(Ordering::Relaxed);
+        header.raw_offset = life.raw_offset.load(Ordering::Relaxed);
         let mut tree = MapTree::new(&mut (*control::globals()).tree, control::nodes());
         renew_volatile(&mut tree, args);
         let _ = mm::munmap(args.stub_start, args.stub_bytes);

@@ -7,14 +7,14 @@
 
 use crate::context::Context;
 use crate::control;
-use crate::entry::handler::NEVER_BLOCKED;
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
 use crate::family::{self, clocks, signals};
 use crate::process_state;
 use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, Phase, Reason, phase_word};
 use zhuque_abi::journal::Record;
-use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET};
+use zhuque_abi::layout::{SIGNAL_STACK_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET};
 use zhuque_abi::life::{Life, boot_flag, parked, stop};
 use zhuque_abi::slot::{Retry, Slot, saved_frame, state};
 use zhuque_sys::{fs, process, signal, time};
@@ -129,6 +129,11 @@ pub fn release_after_fork() {
 /// The leader's work, on the scratch stack.
 extern "C" fn lead(_slot: u64) {
     let life = control::life();
+    let (scratch, bytes) = control::scratch();
+    // This thread's own signal stack holds its saved frame: faults of the copies below get another one.
+    // SAFETY: the memory between the families' scratch and this stack is nobody's.
+    let _ = unsafe { signal::set_alternate_stack(scratch + bytes / 2, SIGNAL_STACK_BYTES, 0) };
+    signal::set_mask(!FAULTS);
     let deadline = life.announced_ns.load(Ordering::Acquire) + life.hold_up_ns.max(1_000_000);
     if !gather(life, deadline) {
         unsaved(Reason::Timeout, b"not every thread could be stopped in time");
@@ -288,7 +293,8 @@ fn describe(journal: &mut Journal) -> Result<(), family::Failure> {
         backlog: &|_| None,
         mapped_shared: &|device, inode| process_state::mapped_shared(device, inode),
     };
-    family::capture(&mut capture)
+    family::capture(&mut capture)?;
+    family::mapped_files::refresh(journal.memory.get(..journal.used).unwrap_or(&[]))
 }
 
 /// Makes the save true: checksums, header, then the one store.
@@ -301,8 +307,7 @@ fn commit(life: &Life, stopped: u64, journal: &Journal) -> ! {
     header.reason = Reason::Power as u32;
     header.detail = [0; 256];
     header.threads = saved_threads();
-    header.saved_monotonic_ns = clocks::now() as u64;
-    header.saved_boottime_ns = (time::now(libc::CLOCK_BOOTTIME) + clocks::offset(libc::CLOCK_BOOTTIME)) as u64;
+    [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns] = clocks::still();
     header.saved_realtime_ns = time::now(libc::CLOCK_REALTIME) as u64;
     header.save_stop_ns = stopped - begun;
     process_state::note_processor(header);

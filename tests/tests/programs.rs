@@ -84,6 +84,6 @@ fn programs_that_replace_themselves() {
 #[test]
 fn a_program_behind_a_shell_wrapper() {
     let program = build("threads");
-    let command = format!("exec '{}' 4 60000", program.display());
+    let command = format!("exec '{}' 4 20000", program.display());
     check_lives(&Guest::installed("sh").arg("-c").arg(command), 2);
 }

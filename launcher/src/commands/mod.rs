@@ -2,6 +2,7 @@
 //!
 //! Each gets the parsed flags and returns the exit status. `run` lives in a module of its own, `crate::launch`.
 
+mod calls;
 mod check;
 mod describe;
 mod fail;
@@ -39,6 +40,7 @@ pub fn dispatch(arguments: &Arguments) -> anyhow::Result<i32> {
         Command::Inspect(flags) => inspect::inspect(store, flags),
         Command::Rm(flags) => rm::rm(store, flags),
         Command::Check(flags) => check::check(store, flags),
+        Command::Calls(flags) => calls::calls(flags),
     }
 }
 
@@ -53,7 +55,7 @@ pub fn usage(error: &clap::Error) -> i32 {
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         report::complain(
-            "no command: one of run, resume, fail, ls, inspect, rm, check is needed; see zhuque --help",
+            "no command: one of run, resume, fail, ls, inspect, rm, check, calls is needed; see zhuque --help",
         );
         return failure::OWN;
     }

@@ -124,6 +124,10 @@ pub struct Header {
     pub monotonic_offset: i64,
     /// See `monotonic_offset`.
     pub boottime_offset: i64,
+    /// The same of CLOCK_MONOTONIC_RAW, which runs at another rate.
+    pub raw_offset: i64,
+    /// The program's CLOCK_MONOTONIC_RAW when the save was complete, ns.
+    pub saved_raw_ns: u64,
     /// Process id of the parent, as the program knows it (its first life's launcher).
     pub virtual_parent: u32,
     /// Named padding.

@@ -137,13 +137,15 @@ pub struct Life {
     pub monotonic_offset: AtomicI64,
     /// The program's CLOCK_BOOTTIME minus the kernel's, ns.
     pub boottime_offset: AtomicI64,
+    /// The program's CLOCK_MONOTONIC_RAW minus the kernel's, ns.
+    pub raw_offset: AtomicI64,
     /// Where the vdso is now.
     pub vdso: Vdso,
     /// Addresses of the vdso's functions now, in the order of [`VDSO_FUNCTIONS`]; 0: absent.
     pub functions: [u64; 6],
-    /// The clocks' offsets once more, as seconds and nanoseconds (0 to 999,999,999) of MONOTONIC, then of BOOTTIME:
-    /// what the vdso's wrapper adds. Right behind `functions` (assembler relies on it).
-    pub offset_parts: [i64; 4],
+    /// The clocks' offsets once more, as seconds and nanoseconds (0 to 999,999,999) of MONOTONIC, of BOOTTIME, and
+    /// of MONOTONIC_RAW: what the vdso's wrapper adds. Right behind `functions` (assembler relies on it).
+    pub offset_parts: [i64; 6],
     /// The region's descriptors.
     pub descriptors: RegionDescriptors,
     /// 1: handlers may use the life area (it is set up).

@@ -368,12 +368,16 @@ global_asm!(
     "mov ecx, 0xd2",
     "bt ecx, edi",
     "jnc 3f",
-    // [FUNCTIONS] + 48: seconds and nanoseconds for MONOTONIC, then for BOOTTIME (family::clocks).
+    // [FUNCTIONS] + 48: seconds and nanoseconds for MONOTONIC, BOOTTIME, MONOTONIC_RAW (family::clocks).
     "mov rcx, qword ptr [rip + {functions}]",
     "add rcx, 48",
     "cmp edi, 7",
     "jne 2f",
     "add rcx, 16",
+    "2:",
+    "cmp edi, 4",
+    "jne 2f",
+    "add rcx, 32",
     "2:",
     "mov rdx, [rcx + 8]",
     "mov rcx, [rcx]",

@@ -259,7 +259,7 @@ fn set_life(boot: &Boot, own: RegionDescriptors) {
         life.flags = boot.flags;
         life.hold_up_ns = boot.hold_up_ns;
         life.descriptors = own;
-        clocks::set_offsets(life, header.monotonic_offset, header.boottime_offset);
+        clocks::set_offsets(life, [header.monotonic_offset, header.boottime_offset, header.raw_offset]);
         life.ready.store(1, Ordering::Release);
     }
 }

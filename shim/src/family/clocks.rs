@@ -28,9 +28,8 @@ const PAIR: usize = 14;
 pub fn offset(clock: i32) -> i64 {
     let life = control::life();
     match clock {
-        CLOCK_MONOTONIC | CLOCK_MONOTONIC_RAW | CLOCK_MONOTONIC_COARSE => {
-            life.monotonic_offset.load(Ordering::Relaxed)
-        }
+        CLOCK_MONOTONIC | CLOCK_MONOTONIC_COARSE => life.monotonic_offset.load(Ordering::Relaxed),
+        CLOCK_MONOTONIC_RAW => life.raw_offset.load(Ordering::Relaxed),
         CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => life.boottime_offset.load(Ordering::Relaxed),
         _ => 0,
     }
@@ -41,16 +40,36 @@ pub fn now() -> i64 {
     time::now(CLOCK_MONOTONIC) + offset(CLOCK_MONOTONIC)
 }
 
+/// The clocks that stand still, in the order of `Life::offset_parts`.
+const STILL: [i32; 3] = [CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_MONOTONIC_RAW];
+
 /// Sets the offsets of this life, before any thread of the program runs in it.
-pub fn set_offsets(life: &mut Life, monotonic: i64, boottime: i64) {
+pub fn set_offsets(life: &mut Life, offsets: [i64; 3]) {
+    let [monotonic, boottime, raw] = offsets;
     life.monotonic_offset.store(monotonic, Ordering::Relaxed);
     life.boottime_offset.store(boottime, Ordering::Relaxed);
-    life.offset_parts = [
-        monotonic.div_euclid(SECOND),
-        monotonic.rem_euclid(SECOND),
-        boottime.div_euclid(SECOND),
-        boottime.rem_euclid(SECOND),
-    ];
+    life.raw_offset.store(raw, Ordering::Relaxed);
+    for (parts, offset) in life.offset_parts.chunks_exact_mut(2).zip(offsets) {
+        parts.copy_from_slice(&[offset.div_euclid(SECOND), offset.rem_euclid(SECOND)]);
+    }
+}
+
+/// The program's time on the clocks that stand still, ns: what a save notes.
+pub fn still() -> [u64; 3] {
+    STILL.map(|clock| (time::now(clock) + offset(clock)) as u64)
+}
+
+/// The offsets with which the clocks go on from `saved`.
+///
+/// The coarse clock is behind the exact one by up to a tick, and by more now than it was then, perhaps: so everything
+/// goes on one tick later, and nothing that the program has seen comes again.
+pub fn offsets_after(saved: [u64; 3]) -> [i64; 3] {
+    let tick = time::resolution(CLOCK_MONOTONIC_COARSE);
+    let mut offsets = [0; 3];
+    for ((to, clock), saved) in offsets.iter_mut().zip(STILL).zip(saved) {
+        *to = saved as i64 + tick - time::now(clock);
+    }
+    offsets
 }
 
 /// struct timespec as ns; None if it is no valid time.

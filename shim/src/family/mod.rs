@@ -8,6 +8,7 @@ pub mod descriptors;
 pub mod exec;
 pub mod fork_child;
 pub mod ids;
+pub mod mapped_files;
 pub mod memory;
 pub mod memory_files;
 pub mod memory_map;

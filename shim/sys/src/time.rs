@@ -14,6 +14,14 @@ pub fn now(clock: i32) -> i64 {
     time.tv_sec * SECOND + time.tv_nsec
 }
 
+/// clock_getres(2), ns.
+pub fn resolution(clock: i32) -> i64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the target is a local. The clocks used always exist.
+    unsafe { call2(libc::SYS_clock_getres as usize, clock as usize, &mut time as *mut _ as usize) };
+    time.tv_sec * SECOND + time.tv_nsec
+}
+
 /// struct itimerval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

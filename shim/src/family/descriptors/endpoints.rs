@@ -91,10 +91,8 @@ fn bind(r: &mut Reviving<'_>, fd: i32, socket: &Socket<'_>) -> Result<(), Errno>
     if domain == libc::AF_NETLINK {
         return bind_netlink(fd, socket.local);
     }
-    if domain == libc::AF_UNIX {
-        if let Some(path) = unix_path(socket.local) {
-            return bind_path(r, fd, socket, &path);
-        }
+    if let Some(path) = unix_path(socket.local).filter(|_| domain == libc::AF_UNIX) {
+        return bind_path(r, fd, socket, &path);
     }
     loop {
         match net::bind(fd, socket.local) {
@@ -280,13 +278,15 @@ fn put_back(sender: i32, socket: &Socket<'_>) -> Result<(), Errno> {
 
 /// A connection that its peer has reset.
 fn reset(r: &mut Reviving<'_>, socket: &Socket<'_>) -> Result<i32, Errno> {
-    if socket.domain != libc::AF_UNIX as u32 {
-        if let Ok(fd) = reset_over_loopback(r, socket) {
-            return Ok(fd);
+    let kind = if socket.domain == libc::AF_UNIX as u32 {
+        socket.kind as i32
+    } else {
+        match reset_over_loopback(r, socket) {
+            Ok(fd) => return Ok(fd),
+            Err(_) => libc::SOCK_STREAM,
         }
-    }
+    };
     // Closing an end that has unread data resets the other.
-    let kind = if socket.domain == libc::AF_UNIX as u32 { socket.kind as i32 } else { libc::SOCK_STREAM };
     let [mine, other] = net::socket_pair(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0)?;
     let sent = net::send(mine, &[0], libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
     let _ = fs::close(other);

@@ -48,10 +48,9 @@ fn read_lines(
             start += length + 1;
         }
         if got == 0 || (start == 0 && filled == buffer.len()) {
-            if let Some(rest) = buffer.get(start..filled).filter(|rest| !rest.is_empty()) {
-                if let Err(failure) = each(rest) {
-                    return Ok(Err(failure));
-                }
+            let rest = buffer.get(start..filled).filter(|rest| !rest.is_empty());
+            if let Some(Err(failure)) = rest.map(&mut *each) {
+                return Ok(Err(failure));
             }
             if got == 0 {
                 return Ok(Ok(()));

@@ -229,10 +229,8 @@ fn keep(
     link: &[u8],
     stat: &libc::stat,
 ) -> Result<u64, Failure> {
-    if let Some((device, inode, number)) = kept.last {
-        if (device, inode) == (found.device, found.inode) {
-            return Ok(number);
-        }
+    if let Some((_, _, number)) = kept.last.filter(|last| (last.0, last.1) == (found.device, found.inode)) {
+        return Ok(number);
     }
     let directory = kept.open(c.region_directory)?;
     let mut source = Path::new();

@@ -332,16 +332,15 @@ fn extra_options(seen: &Seen, verdict: &Verdict, out: &mut [u8]) -> usize {
     if verdict.shutdown != 0 {
         used += options::write(out, options::OURS, options::SHUTDOWN, &(verdict.shutdown as u32).to_le_bytes());
     }
-    if seen.kind.domain == libc::AF_UNIX && is_bound(seen) && verdict.pair == 0 {
-        if let Some(path) = unix_path(seen.local()) {
-            if let Ok(stat) = fs::stat_at(libc::AT_FDCWD, &path, libc::AT_SYMLINK_NOFOLLOW) {
-                if kind_of(stat.st_mode) == libc::S_IFSOCK {
-                    let file = [stat.st_mode & 0o7777, stat.st_uid, stat.st_gid].map(u32::to_le_bytes);
-                    let rest = out.get_mut(used..).unwrap_or(&mut []);
-                    used += options::write(rest, options::OURS, options::SOCKET_FILE, file.as_flattened());
-                }
-            }
-        }
+    let named = seen.kind.domain == libc::AF_UNIX && is_bound(seen) && verdict.pair == 0;
+    let stat = unix_path(seen.local())
+        .filter(|_| named)
+        .and_then(|path| fs::stat_at(libc::AT_FDCWD, &path, libc::AT_SYMLINK_NOFOLLOW).ok())
+        .filter(|stat| kind_of(stat.st_mode) == libc::S_IFSOCK);
+    if let Some(stat) = stat {
+        let file = [stat.st_mode & 0o7777, stat.st_uid, stat.st_gid].map(u32::to_le_bytes);
+        let rest = out.get_mut(used..).unwrap_or(&mut []);
+        used += options::write(rest, options::OURS, options::SOCKET_FILE, file.as_flattened());
     }
     used
 }

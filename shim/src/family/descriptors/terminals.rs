@@ -101,10 +101,8 @@ pub fn revive_stdio(r: &mut Reviving<'_>, description: &Description<'_>) -> Resu
         null.push(b"/dev/null");
         return fs::open_at(libc::AT_FDCWD, &null, libc::O_RDWR | libc::O_CLOEXEC, 0).map_err(failed);
     }
-    if let Some(settings) = termios.first_chunk::<TERMIOS>() {
-        if in_foreground(given) {
-            let _ = fs::set_terminal(given, settings);
-        }
+    if let Some(settings) = termios.first_chunk::<TERMIOS>().filter(|_| in_foreground(given)) {
+        let _ = fs::set_terminal(given, settings);
     }
     let wanted = description.flags as i32 & (libc::O_APPEND | libc::O_NONBLOCK);
     let now = fs::fcntl(given, libc::F_GETFL, 0).map_err(failed)? as i32;

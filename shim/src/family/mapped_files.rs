@@ -1,0 +1,127 @@
+//! Mapped files at a save: what they are now, and content for those that have lost their name.
+//!
+//! A resume maps files by path. The file table says what a file was when it was mapped; a save brings that up to date,
+//! and gives a file whose path no longer leads to it a name in the region's `files/`: the one under which an open
+//! descriptor of it was kept already, else a copy of what is mapped.
+#![allow(unsafe_code)]
+
+use super::memory_files::mtime_ns;
+use crate::control;
+use crate::family::Failure;
+use zhuque_abi::codec::Records;
+use zhuque_abi::header::{FileRecord, PATH_BYTES};
+use zhuque_abi::journal::{Object, Record};
+use zhuque_abi::layout::{FILES_DIR, MAX_FILES, PAGE};
+use zhuque_abi::maps::Kind;
+use zhuque_model::maptree::{MapTree, Mapping};
+use zhuque_sys::{Errno, fs, mm, user};
+
+/// Brings the file table up to date. Everything stands still; `journal` has the descriptors' records already.
+pub fn refresh(journal: &[u8]) -> Result<(), Failure> {
+    // SAFETY: everything stands still.
+    let (tree, files) =
+        unsafe { (MapTree::new(&mut (*control::globals()).tree, control::nodes()), control::files()) };
+    let mut done = [false; MAX_FILES];
+    for run in tree.iter().filter(|run| run.attr.kind.is_file()) {
+        let index = run.attr.file as usize;
+        let (Some(done), Some(record)) = (done.get_mut(index), files.get_mut(index)) else { continue };
+        if core::mem::replace(done, true) {
+            continue;
+        }
+        let mut path = fs::Path::new();
+        path.push(path_of(record));
+        match fs::stat_at(libc::AT_FDCWD, &path, 0) {
+            Ok(stat) if stat.st_ino == record.inode && stat.st_dev == record.device => identify(record, &stat),
+            _ => keep(&tree, index as u32, record, journal)
+                .map_err(|error| Failure::about(path_of(record)).text(b"mapped, and cannot be kept: ").errno(error))?,
+        }
+    }
+    Ok(())
+}
+
+fn path_of(record: &FileRecord) -> &[u8] {
+    record.path.get(..record.path_bytes as usize).unwrap_or(&[])
+}
+
+fn identify(record: &mut FileRecord, stat: &libc::stat) {
+    record.device = stat.st_dev;
+    record.inode = stat.st_ino;
+    record.size = stat.st_size as u64;
+    record.mtime_ns = mtime_ns(stat);
+}
+
+/// Gives a mapped file without a name one in the region.
+fn keep(tree: &MapTree<'_>, index: u32, record: &mut FileRecord, journal: &[u8]) -> Result<(), Errno> {
+    let directory = control::life().descriptors.directory;
+    let mut name = fs::Path::new();
+    name.push(FILES_DIR.as_bytes()).push(b"/");
+    match kept_descriptor(journal, record) {
+        Some(kept) => name.push(kept),
+        None => name.push(b"mapped-").push_number(u64::from(index)),
+    };
+    if kept_descriptor(journal, record).is_none() {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+        let file = fs::open_at(directory, &name, flags, 0o600)?;
+        let copied = copy_mapped(tree, index, record.size, file);
+        fs::close(file)?;
+        copied?;
+    }
+    let mut region = [0u8; PATH_BYTES];
+    let region = super::exec::region_path(&mut region);
+    let mut path = fs::Path::new();
+    path.push(region).push(b"/").push(name.as_bytes());
+    let bytes = path.as_bytes();
+    record.path.get_mut(..bytes.len()).ok_or(Errno(libc::ENAMETOOLONG))?.copy_from_slice(bytes);
+    record.path_bytes = bytes.len() as u32;
+    record.unlinked = 0;
+    identify(record, &fs::stat_at(directory, &name, 0)?);
+    Ok(())
+}
+
+/// The name under which a descriptor of the same file has been kept.
+fn kept_descriptor<'j>(journal: &'j [u8], record: &FileRecord) -> Option<&'j [u8]> {
+    let mut latest: (u32, &[u8]) = (0, &[]);
+    for found in Records::new(journal).flatten() {
+        match found {
+            Record::Description(description) => {
+                let Object::File { kept, .. } = description.object else { continue };
+                latest = (description.id, kept);
+            }
+            Record::Descriptor { fd, description, .. } if description == latest.0 && !latest.1.is_empty() => {
+                let stat = fs::stat_fd(fd).ok()?;
+                if stat.st_dev == record.device && stat.st_ino == record.inode {
+                    return Some(latest.1);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Writes every mapped part of a file to `file`.
+fn copy_mapped(tree: &MapTree<'_>, index: u32, size: u64, file: i32) -> Result<(), Errno> {
+    fs::truncate(file, size)?;
+    let ours = |run: &Mapping| run.attr.kind.is_file() && run.attr.file == index;
+    for run in tree.iter().filter(ours) {
+        let end = size.min(run.attr.offset + run.bytes());
+        let Some(bytes) = end.checked_sub(run.attr.offset).filter(|&bytes| bytes > 0) else { continue };
+        let private = run.attr.kind == Kind::FilePrivate;
+        // SAFETY: a window at an address of the kernel's choice; a page that cannot be read stays zero. Nothing of
+        // the program runs any more, so its protection may change.
+        unsafe {
+            if i32::from(run.attr.prot) & libc::PROT_READ == 0 || private {
+                mm::mprotect(run.start, run.bytes(), libc::PROT_READ)?;
+            }
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let window = mm::mmap(0, bytes, prot, libc::MAP_SHARED, file, run.attr.offset)?;
+            let mut at = 0;
+            while at < bytes {
+                let _ = user::copy(window + at, run.start + at, PAGE as usize);
+                at += PAGE;
+            }
+            mm::munmap(window, bytes)?;
+        }
+    }
+    Ok(())
+}
