@@ -157,7 +157,8 @@ static void raw_call(struct state *in, struct state *out, long round, int fds[2]
     verify(names[which], round, in, out, 1);
     compare(names[which], round, &in->general[6], &out->general[6], 6 * 8, "an argument register");
     compare(names[which], round, in->red_zone, out->red_zone, sizeof in->red_zone, "the red zone");
-    if (which == 0 && out->result != (uint64_t)getppid()) FAIL("getppid gave %ld", (long)out->result);
+    /* Which parent it is may change with a resume. */
+    if (which == 0 && (out->result == 0 || out->result > 4194304)) FAIL("getppid gave %ld", (long)out->result);
     if ((which == 1 || which == 2) && (out->result != 1 || byte != expected))
         FAIL("%s gave %ld, byte %d instead of %d", names[which], (long)out->result, byte, expected);
     if (which >= 3 && out->result != 0) FAIL("%s gave %ld", names[which], (long)out->result);

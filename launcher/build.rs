@@ -8,15 +8,11 @@ use std::process::Command;
 use std::{env, fs};
 
 /// The files, as cargo names them and as `embedded.rs` does.
-const FILES: [(&str, &str); 2] = [
-    ("libzhuque_shim.so", "zhuque-shim.so"),
-    ("zhuque-stub", "zhuque-stub"),
-];
+const FILES: [(&str, &str); 2] = [("libzhuque_shim.so", "zhuque-shim.so"), ("zhuque-stub", "zhuque-stub")];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let root =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let root = root.parent().expect("the launcher lies in the workspace");
     println!("cargo:rerun-if-env-changed=ZHUQUE_GUEST_DIR");
     let from = match env::var_os("ZHUQUE_GUEST_DIR") {
@@ -44,15 +40,7 @@ fn build(root: &Path, out: &Path) -> PathBuf {
     let target = out.join("guest");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo
-        .args([
-            "build",
-            "--release",
-            "-p",
-            "zhuque-shim",
-            "-p",
-            "zhuque-stub",
-            "--manifest-path",
-        ])
+        .args(["build", "--release", "-p", "zhuque-shim", "-p", "zhuque-stub", "--manifest-path"])
         .arg(root.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&target);
@@ -61,14 +49,8 @@ fn build(root: &Path, out: &Path) -> PathBuf {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         let ours = ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
-        let cargos = [
-            "CARGO_ENCODED_",
-            "CARGO_PROFILE_",
-            "CARGO_BUILD_",
-            "CARGO_TARGET_",
-            "CARGO_FEATURE_",
-            "CARGO_CFG_",
-        ];
+        let cargos =
+            ["CARGO_ENCODED_", "CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_", "CARGO_FEATURE_", "CARGO_CFG_"];
         if ours.contains(&text.as_ref()) || cargos.iter().any(|start| text.starts_with(start)) {
             cargo.env_remove(&name);
         }
@@ -77,20 +59,16 @@ fn build(root: &Path, out: &Path) -> PathBuf {
     cargo.env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
     match cargo.status() {
         Ok(status) if status.success() => target.join("release"),
-        Ok(status) => fail(&format!(
-            "building the shim and the stub failed ({status}); see cargo's messages above"
-        )),
+        Ok(status) => fail(&format!("building the shim and the stub failed ({status}); see cargo's messages above")),
         Err(error) => fail(&format!("cannot run cargo: {error}")),
     }
 }
 
 /// FNV-1a of 128 bits: names a content; nothing rests on its being hard to forge.
 fn hash(bytes: &[u8]) -> u128 {
-    bytes
-        .iter()
-        .fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, &byte| {
-            (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-        })
+    bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, &byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    })
 }
 
 /// Ends the build with a message that cargo shows.

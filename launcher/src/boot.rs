@@ -35,11 +35,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings {
-            file_sync: true,
-            hold_up: Duration::from_secs(1),
-            power_blocked: false,
-        }
+        Settings { file_sync: true, hold_up: Duration::from_secs(1), power_blocked: false }
     }
 }
 
@@ -56,12 +52,7 @@ impl Settings {
             Medium::Disk => boot_flag::SYNC_REGION,
             Medium::Dax => boot_flag::DAX,
         };
-        medium
-            | if self.file_sync {
-                boot_flag::FILE_SYNC
-            } else {
-                0
-            }
+        medium | if self.file_sync { boot_flag::FILE_SYNC } else { 0 }
     }
 
     /// The bytes of a boot file for this machine.
@@ -77,18 +68,12 @@ impl Settings {
         // `base` stays 0: the kernel chooses another address for the program.
         let at = offset_of!(Boot, vdso);
         put(at + offset_of!(Vdso, bytes), &here.bytes.to_le_bytes());
-        put(
-            at + offset_of!(Vdso, variables),
-            &here.variables.to_le_bytes(),
-        );
+        put(at + offset_of!(Vdso, variables), &here.variables.to_le_bytes());
         for (index, function) in here.functions.iter().enumerate() {
             let offset = at + offset_of!(Vdso, functions) + 8 * index;
             put(offset, &function.to_le_bytes());
         }
-        put(
-            offset_of!(Boot, hold_up_ns),
-            &self.hold_up_ns().to_le_bytes(),
-        );
+        put(offset_of!(Boot, hold_up_ns), &self.hold_up_ns().to_le_bytes());
         let blocked = u64::from(self.power_blocked);
         put(offset_of!(Boot, power_blocked), &blocked.to_le_bytes());
         Ok(bytes)
@@ -139,11 +124,7 @@ mod tests {
 
     #[test]
     fn settings_come_back() {
-        let settings = Settings {
-            file_sync: false,
-            hold_up: Duration::from_millis(250),
-            power_blocked: true,
-        };
+        let settings = Settings { file_sync: false, hold_up: Duration::from_millis(250), power_blocked: true };
         let bytes = settings.encode(Medium::Disk).unwrap();
         assert_eq!(Settings::decode(&bytes), Some(settings));
         assert_eq!(Settings::decode(&bytes[1..]), None);

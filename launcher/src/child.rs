@@ -32,11 +32,7 @@ pub struct Image {
 pub fn block_all() -> SigSet {
     let mut old = SigSet::empty();
     // It only fails for a `how` that is none.
-    let _ = nix::sys::signal::sigprocmask(
-        SigmaskHow::SIG_SETMASK,
-        Some(&SigSet::all()),
-        Some(&mut old),
-    );
+    let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut old));
     old
 }
 
@@ -92,23 +88,13 @@ fn exec(
     unsafe { libc::fcntl(image.keep, libc::F_SETFD, 0) };
     let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&image.mask), None);
     // SAFETY: terminated strings in arrays that end with a null pointer; all of them outlive the call.
-    unsafe {
-        libc::execve(
-            image.path.as_ptr(),
-            arguments.as_ptr(),
-            environment.as_ptr(),
-        )
-    };
+    unsafe { libc::execve(image.path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
     nix::errno::Errno::last_raw()
 }
 
 /// Ignores `signal`, or gives it its default action.
 fn dispose(signal: Signal, ignore: bool) {
-    let handler = if ignore {
-        SigHandler::SigIgn
-    } else {
-        SigHandler::SigDfl
-    };
+    let handler = if ignore { SigHandler::SigIgn } else { SigHandler::SigDfl };
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     // SAFETY: installs no handler.
     let _ = unsafe { sigaction(signal, &action) };

@@ -69,15 +69,10 @@ impl Summary {
             (Reason::Power, "power failure"),
             (Reason::StoreFull, "store full"),
             (Reason::Timeout, "not every thread stopped in time"),
-            (
-                Reason::Unsupported,
-                "the program holds something that cannot be saved",
-            ),
+            (Reason::Unsupported, "the program holds something that cannot be saved"),
             (Reason::Journal, "the journal could not be written"),
         ];
-        let known = reasons
-            .iter()
-            .find(|(reason, _)| *reason as u32 == self.reason);
+        let known = reasons.iter().find(|(reason, _)| *reason as u32 == self.reason);
         let words = known.map_or_else(|| format!("reason {}", self.reason), |(_, w)| w.to_string());
         match (words.is_empty(), self.detail.is_empty()) {
             (_, true) => words,
@@ -89,26 +84,19 @@ impl Summary {
 
 /// The u32 at `offset`; 0 behind the end.
 pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    let word = bytes
-        .get(offset..offset + 4)
-        .and_then(|b| b.try_into().ok());
+    let word = bytes.get(offset..offset + 4).and_then(|b| b.try_into().ok());
     word.map_or(0, u32::from_le_bytes)
 }
 
 /// The u64 at `offset`; 0 behind the end.
 pub fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    let word = bytes
-        .get(offset..offset + 8)
-        .and_then(|b| b.try_into().ok());
+    let word = bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok());
     word.map_or(0, u64::from_le_bytes)
 }
 
 /// The text up to the first zero byte.
 pub fn text(bytes: &[u8]) -> String {
-    let end = bytes
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(bytes.len());
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     crate::failure::one_line(&String::from_utf8_lossy(&bytes[..end]))
 }
 
@@ -122,23 +110,14 @@ impl Control {
         if file.read_exact_at(&mut start, 0).is_err() {
             bail!("the control file is truncated ({bytes} bytes)");
         }
-        ensure!(
-            u64_at(&start, offset_of!(Header, magic)) == MAGIC,
-            "the control file is not one (wrong magic)"
-        );
+        ensure!(u64_at(&start, offset_of!(Header, magic)) == MAGIC, "the control file is not one (wrong magic)");
         let version = u32_at(&start, offset_of!(Header, version));
-        ensure!(
-            version == VERSION,
-            "the region is of version {version}, this zhuque understands version {VERSION}"
-        );
+        ensure!(version == VERSION, "the region is of version {version}, this zhuque understands version {VERSION}");
         ensure!(
             u32_at(&start, offset_of!(Header, size)) as usize == size_of::<Header>(),
             "the header has the wrong size"
         );
-        ensure!(
-            bytes == CONTROL_BYTES,
-            "the control file is truncated ({bytes} of {CONTROL_BYTES} bytes)"
-        );
+        ensure!(bytes == CONTROL_BYTES, "the control file is truncated ({bytes} of {CONTROL_BYTES} bytes)");
         Ok(Control { file })
     }
 
@@ -163,10 +142,7 @@ impl Control {
         };
         if phase == Phase::Saved {
             let told = u32_at(&page, offset_of!(Header, checksum));
-            ensure!(
-                told == header_checksum(&page),
-                "the header's checksum does not match"
-            );
+            ensure!(told == header_checksum(&page), "the header's checksum does not match");
         }
         let u32_of = |offset| u32_at(&page, offset);
         let u64_of = |offset| u64_at(&page, offset);
@@ -195,22 +171,15 @@ impl Control {
     /// The journal's bytes, whose checksum is right.
     pub fn journal(&self, summary: &Summary) -> anyhow::Result<Vec<u8>> {
         let bytes = summary.journal_bytes;
-        ensure!(
-            bytes <= JOURNAL_BYTES,
-            "the journal is longer than it can be ({bytes} bytes)"
-        );
+        ensure!(bytes <= JOURNAL_BYTES, "the journal is longer than it can be ({bytes} bytes)");
         let journal = self.read(JOURNAL_OFFSET, bytes as usize)?;
-        ensure!(
-            codec::checksum(0, &journal) == summary.journal_checksum,
-            "the journal's checksum does not match"
-        );
+        ensure!(codec::checksum(0, &journal) == summary.journal_checksum, "the journal's checksum does not match");
         Ok(journal)
     }
 
     /// The shim's globals, as bytes.
     pub fn globals(&self) -> anyhow::Result<Vec<u8>> {
-        self.read(GLOBALS_OFFSET, size_of::<Globals>())
-            .context("cannot read the shim's variables")
+        self.read(GLOBALS_OFFSET, size_of::<Globals>()).context("cannot read the shim's variables")
     }
 
     /// The head of the mapping table and all nodes it uses.
@@ -223,10 +192,7 @@ impl Control {
             count: u32_at(globals, at + offset_of!(TreeHead, count)),
             seed: u64_at(globals, at + offset_of!(TreeHead, seed)),
         };
-        ensure!(
-            (head.used as usize) < MAX_NODES,
-            "the mapping table is damaged"
-        );
+        ensure!((head.used as usize) < MAX_NODES, "the mapping table is damaged");
         let bytes = (head.used as usize + 1) * size_of::<Node>();
         let nodes = self.read(NODES_OFFSET, bytes)?;
         let nodes = nodes.chunks_exact(size_of::<Node>()).map(node).collect();

@@ -64,11 +64,7 @@ fn refuse_taken(store: &Store, name: &str) -> anyhow::Result<()> {
     }
     let region = Region::open(store, name)?;
     let state = region.state(&region.summary()?);
-    bail!(
-        "{name}: the name is in use ({}); {}",
-        state.name(),
-        state.advice(name)
-    )
+    bail!("{name}: the name is in use ({}); {}", state.name(), state.advice(name))
 }
 
 /// A new directory under a hidden name.
@@ -78,10 +74,7 @@ fn make_directory(store: &Store) -> anyhow::Result<(String, OwnedFd)> {
         let hidden = format!("{NEW}{}-{attempt}", std::process::id());
         match mkdirat(store.directory(), hidden.as_str(), Mode::S_IRWXU) {
             Err(Errno::EEXIST) => continue,
-            Err(errno) => bail!(
-                "{shown}: cannot write to the store: {}; name another with -s",
-                errno.desc()
-            ),
+            Err(errno) => bail!("{shown}: cannot write to the store: {}; name another with -s", errno.desc()),
             Ok(()) => {}
         }
         let directory = openat(store.directory(), hidden.as_str(), DIRECTORY, Mode::empty())?;
@@ -144,8 +137,7 @@ fn fill(store: &Store, name: &str, setup: &Setup<'_>, directory: &OwnedFd) -> an
 
 /// A new file, for the user alone.
 pub fn new_file(directory: impl AsFd, name: &str) -> nix::Result<File> {
-    let flags =
-        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map(File::from)
 }
 
@@ -167,16 +159,10 @@ fn plans(store: &Store, setup: &Setup<'_>) -> Vec<u8> {
 fn shim(store: &Store, directory: &OwnedFd) -> anyhow::Result<()> {
     let (path, shims) = store.private_directory(".shim")?;
     let file = format!("{}.so", embedded::SHIM_HASH);
-    let there = openat(
-        &shims,
-        file.as_str(),
-        OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    );
+    let there = openat(&shims, file.as_str(), OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
     let intact = there.is_ok_and(|there| same(&File::from(there), embedded::SHIM));
     if !intact {
-        put_shim(&shims, &file)
-            .with_context(|| format!("{}: cannot write the shim", path.display()))?;
+        put_shim(&shims, &file).with_context(|| format!("{}: cannot write the shim", path.display()))?;
     }
     let none = AtFlags::empty();
     if linkat(&shims, file.as_str(), directory, SHIM_FILE, none).is_err() {
@@ -188,11 +174,7 @@ fn shim(store: &Store, directory: &OwnedFd) -> anyhow::Result<()> {
 /// Writes the shim under a name of its own, then renames it: nobody ever sees half of it.
 fn put_shim(shims: &OwnedFd, file: &str) -> anyhow::Result<()> {
     let temporary = format!(".{}.tmp", std::process::id());
-    let _ = nix::unistd::unlinkat(
-        shims,
-        temporary.as_str(),
-        nix::unistd::UnlinkatFlags::NoRemoveDir,
-    );
+    let _ = nix::unistd::unlinkat(shims, temporary.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
     let mut new = new_file(shims, &temporary)?;
     new.write_all(embedded::SHIM)?;
     new.sync_all()?;

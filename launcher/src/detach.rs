@@ -74,25 +74,17 @@ fn foreground(mut pipe: File) -> anyhow::Result<i32> {
     }
     let text = String::from_utf8_lossy(&said);
     match text.split_once(' ') {
-        Some((status, message)) if !message.is_empty() => Err(Failure::error(
-            status.parse().unwrap_or(failure::OWN),
-            message,
-        )),
+        Some((status, message)) if !message.is_empty() => {
+            Err(Failure::error(status.parse().unwrap_or(failure::OWN), message))
+        }
         // It ended without an error before it was up: a program that was faster than we are.
         Some((status, _)) => Ok(status.parse().unwrap_or(failure::OWN)),
-        None => Err(Failure::error(
-            failure::OWN,
-            "the background process died; try without -d",
-        )),
+        None => Err(Failure::error(failure::OWN, "the background process died; try without -d")),
     }
 }
 
 /// The background process: its exit status.
-fn background(
-    work: impl FnOnce(Ready) -> anyhow::Result<i32>,
-    ready: Ready,
-    mut errors: File,
-) -> i32 {
+fn background(work: impl FnOnce(Ready) -> anyhow::Result<i32>, ready: Ready, mut errors: File) -> i32 {
     // It cannot fail: a forked child leads no group.
     let _ = setsid();
     if let Ok(null) = File::open("/dev/null") {

@@ -36,9 +36,7 @@ impl Failure {
 
 /// The exit status that belongs to `error`.
 pub fn status(error: &anyhow::Error) -> i32 {
-    error
-        .downcast_ref::<Failure>()
-        .map_or(OWN, |failure| failure.status)
+    error.downcast_ref::<Failure>().map_or(OWN, |failure| failure.status)
 }
 
 /// `error` as one line that is safe to print: file names may contain anything.
@@ -51,10 +49,7 @@ pub fn without_numbers(text: &str) -> String {
     let mut parts = text.split(" (os error ");
     let mut out = parts.next().unwrap_or_default().to_string();
     for part in parts {
-        out.push_str(
-            part.trim_start_matches(|c: char| c.is_ascii_digit())
-                .trim_start_matches(')'),
-        );
+        out.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches(')'));
     }
     out
 }

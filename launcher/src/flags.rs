@@ -170,9 +170,7 @@ pub struct Calls {
 
 /// Reads a time with its unit: `250us`, `500ms`, `1.5s`, `2m`; a bare number is seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let factor = match unit {
         "us" | "µs" => 1e-6,
@@ -181,9 +179,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "m" | "min" => 60.0,
         _ => return Err(format!("unknown unit '{unit}'; use us, ms, s or m")),
     };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| "not a time; write e.g. 500ms".to_string())?;
+    let number: f64 = number.parse().map_err(|_| "not a time; write e.g. 500ms".to_string())?;
     Duration::try_from_secs_f64(number * factor)
         .ok()
         .filter(|time| !time.is_zero() && *time <= Duration::from_secs(3600))

@@ -60,9 +60,7 @@ impl Stopped {
         if !wait_for(pid, Stop::Signal)? {
             return Ok(None);
         }
-        let options = Options::PTRACE_O_EXITKILL
-            | Options::PTRACE_O_TRACEEXEC
-            | Options::PTRACE_O_TRACESYSGOOD;
+        let options = Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_TRACESYSGOOD;
         ptrace::setoptions(pid, options).context("cannot trace the new process")?;
         ptrace::cont(pid, None).context("cannot trace the new process")?;
         if !wait_for(pid, Stop::Exec)? {
@@ -73,15 +71,12 @@ impl Stopped {
         if !wait_for(pid, Stop::Call)? {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(format!("/proc/{pid}/maps"))
-            .context("cannot read /proc/PID/maps")?;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).context("cannot read /proc/PID/maps")?;
         let maps = Maps::parse(&text)?;
         let image = maps.vdso_image().unwrap_or(Run { start: 0, end: 0 });
         let mut vdso = vec![0; usize::try_from(image.bytes())?];
         let memory = File::open(format!("/proc/{pid}/mem")).context("cannot open /proc/PID/mem")?;
-        memory
-            .read_exact_at(&mut vdso, image.start)
-            .context("cannot read the vdso")?;
+        memory.read_exact_at(&mut vdso, image.start).context("cannot read the vdso")?;
         Ok(Some(Stopped { pid, maps, vdso }))
     }
 
@@ -102,13 +97,7 @@ impl Stopped {
         let code = libc::PROT_READ | libc::PROT_EXEC;
         let data = libc::PROT_READ | libc::PROT_WRITE;
         self.map(places.stub, text_bytes, code, load.memfd_number, 0)?;
-        self.map(
-            places.stub + text_bytes,
-            total - text_bytes,
-            data,
-            load.memfd_number,
-            text_bytes,
-        )?;
+        self.map(places.stub + text_bytes, total - text_bytes, data, load.memfd_number, text_bytes)?;
 
         let mut registers = ptrace::getregs(self.pid).context("cannot read registers")?;
         registers.rip = places.stub + load.stub.entry;
@@ -126,19 +115,12 @@ impl Stopped {
         let from = self.maps.vdso_run();
         args.vdso_from = from.start;
         args.vdso_to = to;
-        let image = self
-            .maps
-            .vdso_image()
-            .map_or(0, |run| run.start - from.start + to);
+        let image = self.maps.vdso_image().map_or(0, |run| run.start - from.start + to);
         args.vdso = process::vdso_at(&self.maps, &self.vdso, image)?;
         args.vdso_pieces = Default::default();
         if from.start != to {
             for (piece, run) in args.vdso_pieces.iter_mut().zip(&self.maps.vdso) {
-                *piece = VdsoPiece {
-                    from: run.start,
-                    to: run.start - from.start + to,
-                    bytes: run.bytes(),
-                };
+                *piece = VdsoPiece { from: run.start, to: run.start - from.start + to, bytes: run.bytes() };
             }
         }
         Ok(())
@@ -148,17 +130,11 @@ impl Stopped {
     fn map(&self, start: u64, bytes: u64, prot: i32, fd: RawFd, offset: u64) -> anyhow::Result<()> {
         let flags = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
         let number = libc::SYS_mmap as u64;
-        let result = self.call(
-            number,
-            [start, bytes, prot as u64, flags as u64, fd as u64, offset],
-        )?;
+        let result = self.call(number, [start, bytes, prot as u64, flags as u64, fd as u64, offset])?;
         ensure!(
             result == start,
             "cannot map the stub into the new process: {}",
-            nix::errno::Errno::from_raw(
-                i32::try_from(result.wrapping_neg()).unwrap_or(libc::EEXIST)
-            )
-            .desc()
+            nix::errno::Errno::from_raw(i32::try_from(result.wrapping_neg()).unwrap_or(libc::EEXIST)).desc()
         );
         Ok(())
     }
@@ -166,8 +142,7 @@ impl Stopped {
     /// Makes the process do a system call; its result.
     fn call(&self, number: u64, arguments: [u64; 6]) -> anyhow::Result<u64> {
         let instruction = process::syscall_instruction(&self.vdso);
-        let offset = instruction
-            .ok_or_else(|| anyhow!("this kernel's vdso has no system call to start from"))?;
+        let offset = instruction.ok_or_else(|| anyhow!("this kernel's vdso has no system call to start from"))?;
         let image = self.maps.vdso_image().map_or(0, |run| run.start);
 
         let mut registers = ptrace::getregs(self.pid).context("cannot read registers")?;
@@ -175,26 +150,14 @@ impl Stopped {
         registers.rip = image + offset as u64;
         registers.rax = number;
         registers.orig_rax = u64::MAX;
-        [
-            registers.rdi,
-            registers.rsi,
-            registers.rdx,
-            registers.r10,
-            registers.r8,
-            registers.r9,
-        ] = arguments;
+        [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = arguments;
         ptrace::setregs(self.pid, registers).context("cannot set registers")?;
         // To the call's entry, to its exit.
         for _ in 0..2 {
             ptrace::syscall(self.pid, None).context("cannot trace the new process")?;
-            ensure!(
-                wait_for(self.pid, Stop::Call)?,
-                "the new process was killed"
-            );
+            ensure!(wait_for(self.pid, Stop::Call)?, "the new process was killed");
         }
-        Ok(ptrace::getregs(self.pid)
-            .context("cannot read registers")?
-            .rax)
+        Ok(ptrace::getregs(self.pid).context("cannot read registers")?.rax)
     }
 }
 
@@ -232,34 +195,20 @@ fn wait_for(pid: Pid, wanted: Stop) -> anyhow::Result<bool> {
             bail!("the new process stopped at the wrong place");
         }
         // Somebody else's SIGSTOP, which would only hold up the resume.
-        let next = if wanted == Stop::Exec {
-            ptrace::cont(pid, None)
-        } else {
-            ptrace::syscall(pid, None)
-        };
+        let next = if wanted == Stop::Exec { ptrace::cont(pid, None) } else { ptrace::syscall(pid, None) };
         next.context("cannot trace the new process")?;
     }
 }
 
 /// Writes text, arguments and steps to the memfd; the stack behind them stays a hole.
-fn fill_memfd(
-    load: &Load<'_>,
-    args: &ResumeArgs,
-    text_bytes: u64,
-    total: u64,
-) -> anyhow::Result<()> {
+fn fill_memfd(load: &Load<'_>, args: &ResumeArgs, text_bytes: u64, total: u64) -> anyhow::Result<()> {
     load.memfd.set_len(total)?;
     // SAFETY: the memfd is ours; the process that shares it only maps it privately, after this.
     let mut map = unsafe { memmap2::MmapMut::map_mut(load.memfd) }?;
     let text = usize::try_from(text_bytes)?;
-    map.get_mut(..text)
-        .context("the stub is too large")?
-        .copy_from_slice(&load.stub.bytes);
+    map.get_mut(..text).context("the stub is too large")?.copy_from_slice(&load.stub.bytes);
     let behind = size_of::<ResumeArgs>() + size_of_val(load.steps);
-    let place = map
-        .get_mut(text..text + behind)
-        .context("too many mappings")?
-        .as_mut_ptr();
+    let place = map.get_mut(text..text + behind).context("too many mappings")?.as_mut_ptr();
     // SAFETY: `place` is valid for `behind` bytes and page-aligned, as mapping and text are whole pages; the size of
     // `ResumeArgs` is a multiple of the alignment of `MapStep`. Nobody else refers to the map.
     unsafe {

@@ -42,10 +42,7 @@ pub struct Request {
 
 /// Runs a program. The exit status: the program's own, or 75 when it was saved.
 pub fn run(request: &Request) -> anyhow::Result<i32> {
-    let typed = request
-        .command
-        .first()
-        .ok_or_else(|| anyhow!("no program; name one"))?;
+    let typed = request.command.first().ok_or_else(|| anyhow!("no program; name one"))?;
     let target = program::resolve(typed).map_err(|refusal| refusal.error(typed))?;
     let name = match &request.name {
         Some(name) => name.clone(),
@@ -58,8 +55,7 @@ pub fn run(request: &Request) -> anyhow::Result<i32> {
     if !request.detach {
         return start(request, &target, &store, &name, &probe, None);
     }
-    let status =
-        detach::detach(|ready| start(request, &target, &store, &name, &probe, Some(ready)))?;
+    let status = detach::detach(|ready| start(request, &target, &store, &name, &probe, Some(ready)))?;
     if status == 0 {
         report::print(&format!("{name}\n"))?;
     }
@@ -76,16 +72,11 @@ fn check_store(store: &Store, probe: &Probe) -> anyhow::Result<()> {
         bail!("{shown}: nothing in the store can be executed: {why}; name another with -s");
     }
     if let Err(why) = &probe.sparse {
-        bail!(
-            "{shown}: the store cannot hold sparse files of 8 TiB: {why}; raise ulimit -f, or name another with -s"
-        );
+        bail!("{shown}: the store cannot hold sparse files of 8 TiB: {why}; raise ulimit -f, or name another with -s");
     }
     // Adoption of the smallest program takes about this much.
     if probe.free < 4 << 20 {
-        bail!(
-            "{shown}: the store is full ({} KiB free); make room, or name another with -s",
-            probe.free >> 10
-        );
+        bail!("{shown}: the store is full ({} KiB free); make room, or name another with -s", probe.free >> 10);
     }
     Ok(())
 }
@@ -106,10 +97,7 @@ fn start(
         program: &target.program.path,
         library_path: library_path.as_deref(),
         medium: probe.medium,
-        settings: Settings {
-            power_blocked: mask.contains(Signal::SIGPWR),
-            ..request.settings
-        },
+        settings: Settings { power_blocked: mask.contains(Signal::SIGPWR), ..request.settings },
     };
     let region = create::create(store, name, &setup)?;
     let started = image(request, target, &region, mask).and_then(|image| {
@@ -120,10 +108,7 @@ fn start(
                 _ => CANNOT_RUN,
             };
             let path = target.path.display();
-            Failure::error(
-                status,
-                format!("{path}: cannot execute: {error}; check the program"),
-            )
+            Failure::error(status, format!("{path}: cannot execute: {error}; check the program"))
         })
     });
     match started {

@@ -48,20 +48,9 @@ pub struct Sources<'a> {
 impl Sources<'_> {
     /// The highest descriptor among them.
     pub fn highest(&self) -> RawFd {
-        let files = self
-            .slices
-            .iter()
-            .chain(self.files)
-            .chain([self.control, self.memfd]);
-        let others = [
-            self.status.as_raw_fd(),
-            self.lock.as_raw_fd(),
-            self.directory.as_raw_fd(),
-        ];
-        files
-            .map(AsRawFd::as_raw_fd)
-            .chain(others)
-            .fold(2, RawFd::max)
+        let files = self.slices.iter().chain(self.files).chain([self.control, self.memfd]);
+        let others = [self.status.as_raw_fd(), self.lock.as_raw_fd(), self.directory.as_raw_fd()];
+        files.map(AsRawFd::as_raw_fd).chain(others).fold(2, RawFd::max)
     }
 }
 
@@ -79,9 +68,9 @@ impl Drop for Doomed {
     fn drop(&mut self) {
         let _ = kill(self.0, Signal::SIGKILL);
         // A traced process may report a stop first.
-        while waitpid(self.0, None).is_ok_and(|status| {
-            !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..))
-        }) {}
+        while waitpid(self.0, None)
+            .is_ok_and(|status| !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
+        {}
     }
 }
 
@@ -102,11 +91,7 @@ pub struct Newborn {
 
 impl Newborn {
     /// Decides everything. `numbers` are above every descriptor of `sources`.
-    pub fn new(
-        saved: &Saved<'_>,
-        sources: &Sources<'_>,
-        numbers: &Numbers,
-    ) -> anyhow::Result<Newborn> {
+    pub fn new(saved: &Saved<'_>, sources: &Sources<'_>, numbers: &Numbers) -> anyhow::Result<Newborn> {
         let region = numbers.region_descriptors();
         let status = numbers.helpers;
         let slices = sources.slices.iter().map(AsRawFd::as_raw_fd);
@@ -135,26 +120,15 @@ impl Newborn {
                 close.push((from, behind - 1));
             }
         }
-        let path =
-            CString::new(saved.process.exe).context("the program's path has a zero in it")?;
+        let path = CString::new(saved.process.exe).context("the program's path has a zero in it")?;
         let arguments = saved.process.arguments.split_inclusive(|b| *b == 0);
-        let mut arguments: Vec<CString> = arguments
-            .filter_map(|a| std::ffi::CStr::from_bytes_with_nul(a).ok())
-            .map(CString::from)
-            .collect();
+        let mut arguments: Vec<CString> =
+            arguments.filter_map(|a| std::ffi::CStr::from_bytes_with_nul(a).ok()).map(CString::from).collect();
         if arguments.is_empty() {
             arguments.push(path.clone());
         }
         let personality = libc::c_ulong::from(saved.process.personality);
-        Ok(Newborn {
-            moves,
-            close,
-            stdio,
-            status,
-            personality,
-            path,
-            arguments,
-        })
+        Ok(Newborn { moves, close, stdio, status, personality, path, arguments })
     }
 
     /// Forks; the child goes its way.
@@ -165,11 +139,7 @@ impl Newborn {
         // SAFETY: installs no handler. An ignored SIGCHLD would take the child's status away from us.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         let mut mask = SigSet::empty();
-        sigprocmask(
-            SigmaskHow::SIG_SETMASK,
-            Some(&SigSet::all()),
-            Some(&mut mask),
-        )?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
         // SAFETY: the child makes only system calls, with memory that was allocated before.
         let forked = unsafe { nix::unistd::fork() };
         if matches!(forked, Ok(ForkResult::Child)) {
@@ -191,10 +161,7 @@ impl Newborn {
         arguments: &[*const libc::c_char],
         environment: &[*const libc::c_char],
     ) -> (&'static str, i32) {
-        let mut limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: `limit` outlives the calls.
         unsafe {
             libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
@@ -242,17 +209,9 @@ impl Newborn {
             }
         }
         let mut line = Line([0; 256], 0);
-        let _ = writeln!(
-            line,
-            "{what}: {}",
-            nix::errno::Errno::from_raw(errno).desc()
-        );
+        let _ = writeln!(line, "{what}: {}", nix::errno::Errno::from_raw(errno).desc());
         // The pipe may have its number already, or only its old one.
-        let old = self
-            .moves
-            .iter()
-            .find(|(_, to)| *to == self.status)
-            .map_or(-1, |(from, _)| *from);
+        let old = self.moves.iter().find(|(_, to)| *to == self.status).map_or(-1, |(from, _)| *from);
         for fd in [self.status, old] {
             // SAFETY: the bytes are valid.
             if unsafe { libc::write(fd, line.0.as_ptr().cast(), line.1) } > 0 {
@@ -274,21 +233,9 @@ fn all_signals_default_and_blocked() {
     // refused, as they have their default action anyway.
     unsafe {
         for signal in 1..=64 {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                DEFAULT.as_ptr(),
-                none,
-                MASK_BYTES,
-            );
+            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), none, MASK_BYTES);
         }
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const ALL,
-            none,
-            MASK_BYTES,
-        );
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const ALL, none, MASK_BYTES);
     }
 }
 

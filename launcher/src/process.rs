@@ -92,9 +92,7 @@ pub fn holds(pid: u32, device: u64, inode: u64) -> bool {
 /// All processes (of those that may be looked at) that have the file open, but this one.
 pub fn holders(device: u64, inode: u64) -> Vec<u32> {
     let own = std::process::id();
-    { numbers("/proc") }
-        .filter(|&pid| pid != own && holds(pid, device, inode))
-        .collect()
+    { numbers("/proc") }.filter(|&pid| pid != own && holds(pid, device, inode)).collect()
 }
 
 /// The children of this process, threads of it included as parents.
@@ -131,9 +129,7 @@ pub fn command_line(pid: u32) -> Option<String> {
 /// Arguments with their terminating zeroes as one line.
 pub fn arguments(bytes: &[u8]) -> String {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    let words: Vec<_> = { bytes.split(|&byte| byte == 0) }
-        .map(|word| String::from_utf8_lossy(word))
-        .collect();
+    let words: Vec<_> = { bytes.split(|&byte| byte == 0) }.map(|word| String::from_utf8_lossy(word)).collect();
     crate::failure::one_line(&words.join(" "))
 }
 

@@ -61,10 +61,7 @@ impl Refusal {
 
     /// As an error about `program`.
     pub fn error(self, program: &OsStr) -> anyhow::Error {
-        Failure::error(
-            self.status,
-            format!("{}: {}", program.to_string_lossy(), self.why),
-        )
+        Failure::error(self.status, format!("{}: {}", program.to_string_lossy(), self.why))
     }
 }
 
@@ -76,11 +73,7 @@ pub fn resolve(program: &OsStr) -> Result<Target, Refusal> {
     for _ in 0..SCRIPTS {
         match step(&file).map_err(|refusal| refusal.of(&file, &path))? {
             Step::Program(program) => {
-                return Ok(Target {
-                    path,
-                    program,
-                    interpreters,
-                });
+                return Ok(Target { path, program, interpreters });
             }
             Step::Script(interpreter) => {
                 interpreters.push(interpreter.clone());
@@ -88,10 +81,7 @@ pub fn resolve(program: &OsStr) -> Result<Target, Refusal> {
             }
         }
     }
-    Err(Refusal::new(
-        CANNOT_RUN,
-        "its interpreter is a script of a script of a script; name the program itself",
-    ))
+    Err(Refusal::new(CANNOT_RUN, "its interpreter is a script of a script of a script; name the program itself"))
 }
 
 /// What a file is.
@@ -114,10 +104,7 @@ fn step(file: &Path) -> Result<Step, Refusal> {
 /// Finds a program as execvp(3) does.
 fn search(program: &OsStr, variable: Option<OsString>) -> Result<PathBuf, Refusal> {
     if program.is_empty() {
-        return Err(Refusal::new(
-            NOT_FOUND,
-            "no such program: its name is empty",
-        ));
+        return Err(Refusal::new(NOT_FOUND, "no such program: its name is empty"));
     }
     if program.as_bytes().contains(&b'/') {
         return Ok(program.into());
@@ -126,11 +113,7 @@ fn search(program: &OsStr, variable: Option<OsString>) -> Result<PathBuf, Refusa
     let mut denied = None;
     for directory in env::split_paths(&variable) {
         // An empty entry is the working directory.
-        let directory = if directory.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            &directory
-        };
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };
         let candidate = directory.join(program);
         match fs::metadata(&candidate) {
             Ok(found) if found.is_file() && eaccess(&candidate, AccessFlags::X_OK).is_ok() => {
@@ -141,14 +124,8 @@ fn search(program: &OsStr, variable: Option<OsString>) -> Result<PathBuf, Refusa
         }
     }
     match denied {
-        Some(path) => Err(Refusal::new(
-            CANNOT_RUN,
-            format!("{}: not executable; chmod +x it", path.display()),
-        )),
-        None => Err(Refusal::new(
-            NOT_FOUND,
-            "no such program in PATH; install it, or name it with its directory",
-        )),
+        Some(path) => Err(Refusal::new(CANNOT_RUN, format!("{}: not executable; chmod +x it", path.display()))),
+        None => Err(Refusal::new(NOT_FOUND, "no such program in PATH; install it, or name it with its directory")),
     }
 }
 
@@ -156,22 +133,13 @@ fn search(program: &OsStr, variable: Option<OsString>) -> Result<PathBuf, Refusa
 fn executable(file: &Path) -> Result<Metadata, Refusal> {
     let metadata = fs::metadata(file).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Refusal::new(NOT_FOUND, "no such program; check the path"),
-        _ => Refusal::new(
-            CANNOT_RUN,
-            format!("cannot look at it: {error}; check its permissions"),
-        ),
+        _ => Refusal::new(CANNOT_RUN, format!("cannot look at it: {error}; check its permissions")),
     })?;
     if metadata.is_dir() {
-        return Err(Refusal::new(
-            CANNOT_RUN,
-            "a directory; name a program in it",
-        ));
+        return Err(Refusal::new(CANNOT_RUN, "a directory; name a program in it"));
     }
     if !metadata.is_file() {
-        return Err(Refusal::new(
-            CANNOT_RUN,
-            "not a regular file; name a program",
-        ));
+        return Err(Refusal::new(CANNOT_RUN, "not a regular file; name a program"));
     }
     if eaccess(file, AccessFlags::X_OK).is_err() {
         return Err(Refusal::new(CANNOT_RUN, "not executable; chmod +x it"));
@@ -182,33 +150,17 @@ fn executable(file: &Path) -> Result<Metadata, Refusal> {
 /// The interpreter of a script (fs/binfmt_script.c); `None` for everything else.
 fn interpreter(file: &Path) -> Result<Option<PathBuf>, Refusal> {
     let opened = File::open(file).map_err(|error| {
-        Refusal::new(
-            CANNOT_RUN,
-            format!("cannot read it: {error}; zhuque must be able to look at it"),
-        )
+        Refusal::new(CANNOT_RUN, format!("cannot read it: {error}; zhuque must be able to look at it"))
     })?;
     let mut start = Vec::new();
-    if opened
-        .take(FIRST_LINE as u64)
-        .read_to_end(&mut start)
-        .is_err()
-        || !start.starts_with(b"#!")
-    {
+    if opened.take(FIRST_LINE as u64).read_to_end(&mut start).is_err() || !start.starts_with(b"#!") {
         return Ok(None);
     }
-    let line = start[2..]
-        .split(|&byte| byte == b'\n')
-        .next()
-        .unwrap_or_default();
-    let mut words = line
-        .split(|byte| b" \t\0".contains(byte))
-        .filter(|word| !word.is_empty());
+    let line = start[2..].split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let mut words = line.split(|byte| b" \t\0".contains(byte)).filter(|word| !word.is_empty());
     match words.next() {
         Some(word) => Ok(Some(OsString::from_vec(word.to_vec()).into())),
-        None => Err(Refusal::new(
-            CANNOT_RUN,
-            "it names no interpreter behind #!; add one",
-        )),
+        None => Err(Refusal::new(CANNOT_RUN, "it names no interpreter behind #!; add one")),
     }
 }
 
@@ -222,31 +174,19 @@ fn loadable(file: &Path, metadata: &Metadata) -> Result<Program, Refusal> {
         };
         // Its text starts with the path, which is said already.
         let why = error.to_string();
-        let why = why
-            .strip_prefix(&format!("{}: ", file.display()))
-            .unwrap_or(&why);
+        let why = why.strip_prefix(&format!("{}: ", file.display())).unwrap_or(&why);
         Refusal::new(CANNOT_RUN, format!("{why}; {advice}"))
     })?;
     if program.static_ {
-        let why =
-            "statically linked: nothing can be loaded into it; use a dynamically linked build";
+        let why = "statically linked: nothing can be loaded into it; use a dynamically linked build";
         return Err(Refusal::new(OWN, why));
     }
     if let Some(privilege) = privilege(file, metadata) {
-        let why = format!(
-            "{privilege}: the dynamic loader ignores the shim in such programs; start a copy without it"
-        );
+        let why = format!("{privilege}: the dynamic loader ignores the shim in such programs; start a copy without it");
         return Err(Refusal::new(OWN, why));
     }
-    if let Some(loader) = program
-        .interpreter
-        .as_deref()
-        .filter(|loader| !loader.exists())
-    {
-        let why = format!(
-            "its dynamic loader {} is not installed; install it",
-            loader.display()
-        );
+    if let Some(loader) = program.interpreter.as_deref().filter(|loader| !loader.exists()) {
+        let why = format!("its dynamic loader {} is not installed; install it", loader.display());
         return Err(Refusal::new(CANNOT_RUN, why));
     }
     Ok(program)
@@ -280,26 +220,11 @@ mod tests {
     #[test]
     fn programs_are_found_as_by_the_shell() {
         let path = Some(OsString::from("/nowhere:/bin:/usr/bin"));
-        assert!(
-            search(OsStr::new("sh"), path.clone())
-                .unwrap()
-                .ends_with("sh")
-        );
-        assert_eq!(
-            search(OsStr::new("no-such-program"), path)
-                .unwrap_err()
-                .status,
-            NOT_FOUND
-        );
+        assert!(search(OsStr::new("sh"), path.clone()).unwrap().ends_with("sh"));
+        assert_eq!(search(OsStr::new("no-such-program"), path).unwrap_err().status, NOT_FOUND);
         assert_eq!(search(OsStr::new("./x"), None).unwrap(), Path::new("./x"));
-        assert_eq!(
-            resolve(OsStr::new("/nowhere/x")).unwrap_err().status,
-            NOT_FOUND
-        );
+        assert_eq!(resolve(OsStr::new("/nowhere/x")).unwrap_err().status, NOT_FOUND);
         assert_eq!(resolve(OsStr::new("/")).unwrap_err().status, CANNOT_RUN);
-        assert_eq!(
-            resolve(OsStr::new("/etc/passwd")).unwrap_err().status,
-            CANNOT_RUN
-        );
+        assert_eq!(resolve(OsStr::new("/etc/passwd")).unwrap_err().status, CANNOT_RUN);
     }
 }

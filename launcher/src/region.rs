@@ -97,14 +97,8 @@ impl State {
 /// Whether `name` may name a region.
 pub fn check_name(name: &str) -> anyhow::Result<()> {
     let shown = crate::failure::one_line(name);
-    ensure!(
-        !name.is_empty(),
-        "a region's name cannot be empty; name it with -n"
-    );
-    ensure!(
-        name.len() <= NAME_BYTES,
-        "the name is longer than {NAME_BYTES} bytes; choose another with -n"
-    );
+    ensure!(!name.is_empty(), "a region's name cannot be empty; name it with -n");
+    ensure!(name.len() <= NAME_BYTES, "the name is longer than {NAME_BYTES} bytes; choose another with -n");
     let bad = if name.contains('/') {
         "it contains '/'"
     } else if name.starts_with('.') {
@@ -158,10 +152,7 @@ fn open_file(directory: impl AsFd, name: &str, file: &str, flags: OFlag) -> anyh
         errno => anyhow!("{name}: cannot open {file}: {}", errno.desc()),
     })?;
     let opened = File::from(opened);
-    ensure!(
-        opened.metadata()?.is_file(),
-        "{name}: damaged: {file} is not a regular file"
-    );
+    ensure!(opened.metadata()?.is_file(), "{name}: damaged: {file} is not a regular file");
     Ok(opened)
 }
 
@@ -174,16 +165,10 @@ impl Region {
     }
 
     /// Puts a region together from what is open.
-    pub fn assemble(
-        store: &Store,
-        name: &str,
-        directory: OwnedFd,
-        lock: File,
-        locked: bool,
-    ) -> anyhow::Result<Region> {
+    pub fn assemble(store: &Store, name: &str, directory: OwnedFd, lock: File, locked: bool) -> anyhow::Result<Region> {
         let control = open_file(&directory, name, CONTROL_FILE, OFlag::O_RDWR)?;
-        let control = Control::new(control)
-            .map_err(|error| anyhow!("{name}: damaged: {error}; zhuque rm {name} removes it"))?;
+        let control =
+            Control::new(control).map_err(|error| anyhow!("{name}: damaged: {error}; zhuque rm {name} removes it"))?;
         Ok(Region {
             name: name.into(),
             path: store.path().join(name),
@@ -233,8 +218,7 @@ impl Region {
     /// The header as it is now.
     pub fn summary(&self) -> anyhow::Result<Summary> {
         let name = &self.name;
-        { self.control.summary() }
-            .map_err(|error| anyhow!("{name}: damaged: {error}; zhuque rm {name} removes it"))
+        { self.control.summary() }.map_err(|error| anyhow!("{name}: damaged: {error}; zhuque rm {name} removes it"))
     }
 
     /// Maps the header, to watch it change.
@@ -295,21 +279,16 @@ impl Region {
     /// The process that runs it.
     pub fn program(&self, pid: u32) -> Option<Program> {
         // Either file will do: the shim keeps both open for as long as the program lives.
-        [self.control.file(), &self.lock]
-            .into_iter()
-            .find_map(|file| {
-                let stat = file.metadata().ok()?;
-                Program::find(pid, stat.dev(), stat.ino())
-            })
+        [self.control.file(), &self.lock].into_iter().find_map(|file| {
+            let stat = file.metadata().ok()?;
+            Program::find(pid, stat.dev(), stat.ino())
+        })
     }
 
     /// The processes that have its lock file open.
     pub fn holders(&self) -> Vec<u32> {
         let stat = self.lock.metadata();
-        stat.map_or_else(
-            |_| Vec::new(),
-            |s| crate::process::holders(s.dev(), s.ino()),
-        )
+        stat.map_or_else(|_| Vec::new(), |s| crate::process::holders(s.dev(), s.ino()))
     }
 
     /// Bytes of the file system that its files take up.
@@ -380,8 +359,7 @@ fn list(directory: impl AsFd) -> nix::Result<Vec<(CString, Option<Type>)>> {
 /// Removes the region `name`. It disappears at once under its name; what it takes up is freed after that.
 pub fn remove(store: BorrowedFd<'_>, name: &str) -> anyhow::Result<()> {
     let hidden = hide(store, name)?;
-    erase(store, &hidden)
-        .map_err(|errno| anyhow!("{name}: cannot remove all of it: {}", errno.desc()))
+    erase(store, &hidden).map_err(|errno| anyhow!("{name}: cannot remove all of it: {}", errno.desc()))
 }
 
 /// Renames a region to a name that nobody looks for.
@@ -450,12 +428,8 @@ fn abandoned(store: &Store, name: &str, rest: &str) -> bool {
 /// The name of a program's region when the user gives none.
 pub fn default_name(program: &Path) -> anyhow::Result<String> {
     let name = program.file_name().unwrap_or_default();
-    let name = std::str::from_utf8(name.as_bytes()).map_err(|_| {
-        anyhow!(
-            "{}: not a name for a region; choose one with -n",
-            program.display()
-        )
-    })?;
+    let name = std::str::from_utf8(name.as_bytes())
+        .map_err(|_| anyhow!("{}: not a name for a region; choose one with -n", program.display()))?;
     check_name(name)?;
     Ok(name.into())
 }

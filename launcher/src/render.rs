@@ -13,9 +13,7 @@ impl Table {
     /// A table with these headings.
     pub fn new(headings: &[&str]) -> Table {
         let headings = headings.iter().map(|heading| (*heading).to_string());
-        Table {
-            rows: vec![headings.collect()],
-        }
+        Table { rows: vec![headings.collect()] }
     }
 
     /// Adds a row.

@@ -101,18 +101,14 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
     let saved = Saved::check(&bytes, &machine())?;
     let stub = StubImage::parse(request.stub)?;
     let plan = Plan::make(&saved, request.flags)?;
-    let die_at = std::env::var(DIE_AT)
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
+    let die_at = std::env::var(DIE_AT).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     if die_at == stage::VALIDATED {
         let _ = raise(Signal::SIGKILL);
     }
     check_program(&saved, request.force)?;
     let slices = open_slices(request, &plan)?;
-    let files: anyhow::Result<Vec<File>> = { plan.files.iter() }
-        .map(|file| open_mapped(file, &saved, request))
-        .collect();
+    let files: anyhow::Result<Vec<File>> =
+        { plan.files.iter() }.map(|file| open_mapped(file, &saved, request)).collect();
     let (files, memfd) = (files?, memfd()?);
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     let sources = Sources {
@@ -136,10 +132,7 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
     let pid = doomed.0;
     let Some(stopped) = Stopped::after_exec(pid)? else {
         doomed.reaped();
-        bail!(
-            "{}",
-            last_words(&reader, "the new process ended before its exec")
-        );
+        bail!("{}", last_words(&reader, "the new process ended before its exec"));
     };
     let executed = Instant::now();
     let args = arguments(request, &saved, &numbers, region, newborn.stdio, die_at);
@@ -152,12 +145,7 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
         memfd_number: numbers.helpers + 1,
     })?;
     let injected = Instant::now();
-    match last_words(
-        &reader,
-        "the new process died on the way; the region is unchanged, try again",
-    )
-    .as_str()
-    {
+    match last_words(&reader, "the new process died on the way; the region is unchanged, try again").as_str() {
         "ok" => doomed.reaped(),
         words => bail!("{words}"),
     }
@@ -167,11 +155,7 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
         inject: injected - executed,
         rebuild: injected.elapsed(),
     };
-    Ok(Resumed {
-        pid,
-        threads: saved.threads,
-        timing,
-    })
+    Ok(Resumed { pid, threads: saved.threads, timing })
 }
 
 /// Everything of [`ResumeArgs`] that does not depend on the new process.
@@ -216,11 +200,7 @@ fn last_words(reader: &OwnedFd, silent: &str) -> String {
         let _ = BufReader::new(File::from(copy).take(4096)).read_until(b'\n', &mut line);
     }
     line.pop_if(|byte| *byte == b'\n');
-    if line.is_empty() {
-        silent.to_owned()
-    } else {
-        String::from_utf8_lossy(&line).into_owned()
-    }
+    if line.is_empty() { silent.to_owned() } else { String::from_utf8_lossy(&line).into_owned() }
 }
 
 /// What this processor and kernel offer.
@@ -231,11 +211,8 @@ fn machine() -> Machine {
     // SAFETY: every x86-64 processor has the instruction.
     let leaf = |leaf, sub| unsafe { __cpuid_count(leaf, sub) };
     let (one, seven) = (leaf(1, 0), leaf(7, 0));
-    let mut machine = Machine {
-        xcr0: 0,
-        features: [one.ecx, one.edx, seven.ebx, seven.ecx, seven.edx, 0],
-        xsave_bytes: 0,
-    };
+    let mut machine =
+        Machine { xcr0: 0, features: [one.ecx, one.edx, seven.ebx, seven.ecx, seven.edx, 0], xsave_bytes: 0 };
     /// cpuid leaf 1, ecx: the kernel has enabled xgetbv.
     const OSXSAVE: u32 = 1 << 27;
     if one.ecx & OSXSAVE != 0 {
@@ -254,24 +231,15 @@ fn open_in(request: &Request<'_>, file: &str) -> anyhow::Result<File> {
     let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let opened = openat(request.directory, file, flags, Mode::empty());
     let opened = File::from(opened.with_context(|| format!("cannot open its file {file}"))?);
-    ensure!(
-        opened.metadata()?.is_file(),
-        "its file {file} is not a regular file: remove the region by hand"
-    );
+    ensure!(opened.metadata()?.is_file(), "its file {file} is not a regular file: remove the region by hand");
     Ok(opened)
 }
 
 /// Checks that the program's own file is what it was.
 fn check_program(saved: &Saved<'_>, force: bool) -> anyhow::Result<()> {
     let path = Path::new(OsStr::from_bytes(saved.process.exe));
-    let now = path
-        .metadata()
-        .with_context(|| format!("cannot find the program {}", path.display()))?;
-    ensure!(
-        force || unchanged(&saved.process.exe_identity, &now),
-        "{}",
-        changed(path)
-    );
+    let now = path.metadata().with_context(|| format!("cannot find the program {}", path.display()))?;
+    ensure!(force || unchanged(&saved.process.exe_identity, &now), "{}", changed(path));
     Ok(())
 }
 
@@ -286,10 +254,7 @@ fn unchanged(identity: &[u64; 4], now: &std::fs::Metadata) -> bool {
 }
 
 fn changed(path: &Path) -> String {
-    format!(
-        "{} has changed since the program was saved: put the old file back, or try --force",
-        path.display()
-    )
+    format!("{} has changed since the program was saved: put the old file back, or try --force", path.display())
 }
 
 /// Where a path of the region is now: what lay in the region's directory has moved with it.
@@ -302,40 +267,23 @@ fn moved(path: &[u8], from: &[u8], to: &Path) -> PathBuf {
 }
 
 /// Opens a file that the program has mapped.
-fn open_mapped(
-    file: &FileToOpen<'_>,
-    saved: &Saved<'_>,
-    request: &Request<'_>,
-) -> anyhow::Result<File> {
+fn open_mapped(file: &FileToOpen<'_>, saved: &Saved<'_>, request: &Request<'_>) -> anyhow::Result<File> {
     let path = moved(file.path, saved.region, request.path);
     let open = |write| {
         // A FIFO of this name must not keep us waiting.
         let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-        OpenOptions::new()
-            .read(true)
-            .write(write)
-            .custom_flags(flags)
-            .open(&path)
+        OpenOptions::new().read(true).write(write).custom_flags(flags).open(&path)
     };
     let opened = match open(file.writable) {
         // What was only read can do without; the file may be a running program's, or not ours any more.
         Err(_) if file.writable && !file.written => open(false),
         opened => opened,
     };
-    let opened =
-        opened.with_context(|| format!("cannot open the mapped file {}", path.display()))?;
+    let opened = opened.with_context(|| format!("cannot open the mapped file {}", path.display()))?;
     let now = opened.metadata()?;
     let kind = now.file_type();
-    ensure!(
-        kind.is_file() || kind.is_char_device(),
-        "{} is no longer a file",
-        path.display()
-    );
-    ensure!(
-        !file.unchanged || request.force || unchanged(&file.identity, &now),
-        "{}",
-        changed(&path)
-    );
+    ensure!(kind.is_file() || kind.is_char_device(), "{} is no longer a file", path.display());
+    ensure!(!file.unchanged || request.force || unchanged(&file.identity, &now), "{}", changed(&path));
     Ok(opened)
 }
 

@@ -50,8 +50,8 @@ impl Signals {
         write.set_nonblocking(true)?;
         let mut all = vec![libc::SIGCHLD, libc::SIGCONT, libc::SIGPWR];
         all.extend(FORWARDED);
-        let delivery = SignalDelivery::with_pipe(read, write, WithRawSiginfo, &all)
-            .context("cannot install signal handlers")?;
+        let delivery =
+            SignalDelivery::with_pipe(read, write, WithRawSiginfo, &all).context("cannot install signal handlers")?;
         let mut set = SigSet::empty();
         for signal in all {
             set.add(Signal::try_from(signal)?);

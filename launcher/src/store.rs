@@ -24,10 +24,7 @@ use zhuque_abi::layout::SLICE_BYTES;
 use crate::sys;
 
 /// Flags for every directory of ours that is opened by name.
-pub const DIRECTORY: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_CLOEXEC);
+pub const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// An open store.
 pub struct Store {
@@ -93,10 +90,7 @@ impl Store {
             if default {
                 bail!("{}: no store yet; zhuque run makes it", path.display());
             }
-            bail!(
-                "{}: no such store; make it with mkdir -m 700",
-                path.display()
-            );
+            bail!("{}: no such store; make it with mkdir -m 700", path.display());
         }
         Store::open_at(&path, default)
     }
@@ -108,9 +102,7 @@ impl Store {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     let path = path.display();
-                    return Err(anyhow!(
-                        "{path}: cannot make the store: {error}; name another with -s"
-                    ));
+                    return Err(anyhow!("{path}: cannot make the store: {error}; name another with -s"));
                 }
                 _ => {}
             }
@@ -126,27 +118,19 @@ impl Store {
         } else {
             fs::canonicalize(path).with_context(|| format!("{shown}: cannot open the store"))?
         };
-        let directory =
-            nix::fcntl::open(&real, DIRECTORY, Mode::empty()).map_err(|errno| match errno {
-                Errno::ENOTDIR | Errno::ELOOP => anyhow!("{shown}: the store is not a directory"),
-                errno => anyhow!("{shown}: cannot open the store: {}", errno.desc()),
-            })?;
+        let directory = nix::fcntl::open(&real, DIRECTORY, Mode::empty()).map_err(|errno| match errno {
+            Errno::ENOTDIR | Errno::ELOOP => anyhow!("{shown}: the store is not a directory"),
+            errno => anyhow!("{shown}: cannot open the store: {}", errno.desc()),
+        })?;
         let stat = File::from(directory.try_clone()?).metadata()?;
         let user = geteuid().as_raw();
         let trusted = stat.uid() == user || (stat.uid() == 0 && !default);
-        ensure!(
-            trusted,
-            "{shown}: the store belongs to user {}; name one of your own with -s",
-            stat.uid()
-        );
+        ensure!(trusted, "{shown}: the store belongs to user {}; name one of your own with -s", stat.uid());
         ensure!(
             stat.mode() & 0o022 == 0,
             "{shown}: others may write to the store; chmod go-w, or name another with -s"
         );
-        Ok(Store {
-            path: real,
-            directory,
-        })
+        Ok(Store { path: real, directory })
     }
 
     /// Its absolute path.
@@ -180,11 +164,7 @@ impl Store {
     pub fn private_directory(&self, name: &str) -> anyhow::Result<(PathBuf, OwnedFd)> {
         match nix::sys::stat::mkdirat(self.directory(), name, Mode::S_IRWXU) {
             Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => bail!(
-                "{}: cannot make {name}: {}",
-                self.path.display(),
-                errno.desc()
-            ),
+            Err(errno) => bail!("{}: cannot make {name}: {}", self.path.display(), errno.desc()),
         }
         let path = self.path.join(name);
         let directory = openat(self.directory(), name, DIRECTORY, Mode::empty())
@@ -309,8 +289,5 @@ fn file_system(magic: u64) -> String {
         (0x9584_58f6, "hugetlbfs"),
     ];
     let name = known.iter().find(|(number, _)| *number == magic);
-    name.map_or_else(
-        || format!("file system {magic:#x}"),
-        |(_, name)| (*name).into(),
-    )
+    name.map_or_else(|| format!("file system {magic:#x}"), |(_, name)| (*name).into())
 }

@@ -43,12 +43,7 @@ pub fn supervise(region: &Region, child: Pid, keep: bool) -> anyhow::Result<i32>
 
 /// As [`supervise`], for a program that has just been executed: also makes sure that the shim comes up, and says so
 /// to `ready`.
-pub fn supervise_start(
-    region: &Region,
-    child: Pid,
-    keep: bool,
-    ready: Option<Ready>,
-) -> anyhow::Result<i32> {
+pub fn supervise_start(region: &Region, child: Pid, keep: bool, ready: Option<Ready>) -> anyhow::Result<i32> {
     Supervisor::new(region, child, keep, false, ready)?.run()
 }
 
@@ -162,9 +157,7 @@ impl<'a> Supervisor<'a> {
             Event::Child => {}
             // Harmless if the program was not stopped.
             Event::Continued => self.signal(libc::SIGCONT),
-            Event::Power => {
-                self.power = self.power.take().or_else(|| Some(Announcement::default()))
-            }
+            Event::Power => self.power = self.power.take().or_else(|| Some(Announcement::default())),
             Event::Forward(signal) => self.signal(signal),
         }
     }
@@ -247,10 +240,7 @@ impl<'a> Supervisor<'a> {
             // What it has started meanwhile is no more protected than it was.
             end_orphans();
             self.remove();
-            return Err(Failure::error(
-                OWN,
-                format!("{name}: {reason}; try zhuque check"),
-            ));
+            return Err(Failure::error(OWN, format!("{name}: {reason}; try zhuque check")));
         }
         match self.watch.phase() {
             Some(Phase::Saved) => Ok(self.saved()),
@@ -258,18 +248,12 @@ impl<'a> Supervisor<'a> {
             Some(Phase::Creating | Phase::Starting) if !self.up && !asked_to_end(end) => {
                 self.remove();
                 let why = "the program ended before the shim was up";
-                Err(Failure::error(
-                    OWN,
-                    format!("{name}: {why}{}; try zhuque check", with_signal(end)),
-                ))
+                Err(Failure::error(OWN, format!("{name}: {why}{}; try zhuque check", with_signal(end))))
             }
             Some(Phase::Ended) => Ok(self.ended(end)),
             _ if matches!(end, End::Exited(_)) || asked_to_end(end) => Ok(self.ended(end)),
             _ if !self.region.is_there() => {
-                note(&format!(
-                    "{name}: ended{}, its region was removed",
-                    with_signal(end)
-                ));
+                note(&format!("{name}: ended{}, its region was removed", with_signal(end)));
                 self.up_anyway();
                 Ok(end.status())
             }
@@ -305,13 +289,8 @@ impl<'a> Supervisor<'a> {
     fn unsaved(&mut self) -> i32 {
         end_orphans();
         let name = self.region.name();
-        let why = self
-            .region
-            .summary()
-            .map_or_else(|error| format!("{error:#}"), |s| s.why());
-        complain(&format!(
-            "{name}: not saved: {why}; zhuque inspect {name} shows what is left"
-        ));
+        let why = self.region.summary().map_or_else(|error| format!("{error:#}"), |s| s.why());
+        complain(&format!("{name}: not saved: {why}; zhuque inspect {name} shows what is left"));
         self.up_anyway();
         OWN
     }

@@ -31,11 +31,7 @@ fn result(value: i64) -> io::Result<i64> {
 /// Not nix's `Flock`, which unlocks when it is dropped: a lock here belongs to an open file description that the
 /// program inherits, and must last until the last copy of it is closed.
 pub fn try_flock(file: impl AsFd, exclusive: bool) -> io::Result<bool> {
-    let kind = if exclusive {
-        libc::LOCK_EX
-    } else {
-        libc::LOCK_SH
-    };
+    let kind = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
     // SAFETY: takes a descriptor and a number, no memory.
     let done = unsafe { libc::flock(file.as_fd().as_raw_fd(), kind | libc::LOCK_NB) };
     match result(done.into()) {
@@ -77,28 +73,14 @@ pub fn tgkill(pid: u32, thread: u32, signal: i32) -> io::Result<()> {
 
 /// Sleeps until somebody wakes `word`, it is no longer `value`, or `limit` is over. Wakes up early at times.
 pub fn futex_wait(word: &AtomicU32, value: u32, limit: Duration) {
-    let limit = libc::timespec {
-        tv_sec: limit.as_secs() as libc::time_t,
-        tv_nsec: limit.subsec_nanos().into(),
-    };
+    let limit = libc::timespec { tv_sec: limit.as_secs() as libc::time_t, tv_nsec: limit.subsec_nanos().into() };
     // SAFETY: `word` and `limit` outlive the call. Waiting only reads. Not FUTEX_PRIVATE: the word is in a file.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT,
-            value,
-            &raw const limit,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const limit) };
 }
 
 /// Takes back `signal` if it is pending (and blocked).
 pub fn drain(signal: i32) {
-    let now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let mut set = std::mem::MaybeUninit::uninit();
     // SAFETY: the set is initialised by the first call; set and time outlive the last one, which does not wait.
     unsafe {
@@ -122,16 +104,7 @@ pub fn has_attribute(path: &Path, name: &CStr) -> bool {
 pub fn can_map(file: &File, protection: i32, flags: i32) -> io::Result<()> {
     let bytes = zhuque_abi::layout::PAGE as usize;
     // SAFETY: without MAP_FIXED the kernel chooses free addresses, and the mapping is not touched.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            protection,
-            flags,
-            file.as_raw_fd(),
-            0,
-        )
-    };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, file.as_raw_fd(), 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -171,15 +144,8 @@ pub fn dispatch_works() -> io::Result<()> {
     static SELECTOR: u8 = 0;
     let status = in_child(|| {
         // SAFETY: the selector is static; the kernel only reads it.
-        let done = unsafe {
-            libc::prctl(
-                PR_SET_SYSCALL_USER_DISPATCH,
-                PR_SYS_DISPATCH_ON,
-                0u64,
-                0u64,
-                &raw const SELECTOR,
-            )
-        };
+        let done =
+            unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, 0u64, 0u64, &raw const SELECTOR) };
         if done == 0 { 0 } else { errno() }
     })?;
     match status {

@@ -14,25 +14,15 @@ pub fn find() -> anyhow::Result<Vdso> {
     let maps = fs::read_to_string("/proc/self/maps")?;
     let (base, end) = range(&maps, "[vdso]").ok_or_else(|| anyhow!("there is none"))?;
     let mut image = vec![0; (end - base) as usize];
-    File::open("/proc/self/mem")?
-        .read_exact_at(&mut image, base)
-        .context("cannot read it")?;
-    Ok(Vdso {
-        base,
-        bytes: end - base,
-        variables: variables(&maps, base),
-        functions: functions(&image)?,
-    })
+    File::open("/proc/self/mem")?.read_exact_at(&mut image, base).context("cannot read it")?;
+    Ok(Vdso { base, bytes: end - base, variables: variables(&maps, base), functions: functions(&image)? })
 }
 
 /// The address range with this name in a listing of maps.
 fn range(maps: &str, name: &str) -> Option<(u64, u64)> {
     let line = maps.lines().find(|line| line.ends_with(name))?;
     let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
-    let (start, end) = (
-        u64::from_str_radix(start, 16).ok()?,
-        u64::from_str_radix(end, 16).ok()?,
-    );
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
     (start < end).then_some((start, end))
 }
 
@@ -57,9 +47,7 @@ fn functions(image: &[u8]) -> anyhow::Result<[u64; 6]> {
         .map_or(0, |header| header.p_vaddr);
     Ok(VDSO_FUNCTIONS.map(|name| {
         let mut symbols = elf.dynsyms.iter();
-        let symbol = symbols.find(|symbol| {
-            symbol.st_value != 0 && elf.dynstrtab.get_at(symbol.st_name) == Some(name)
-        });
+        let symbol = symbols.find(|symbol| symbol.st_value != 0 && elf.dynstrtab.get_at(symbol.st_name) == Some(name));
         symbol.map_or(0, |symbol| symbol.st_value.wrapping_sub(linked))
     }))
 }

@@ -27,10 +27,8 @@ impl Watch {
     pub fn new(control: &File) -> anyhow::Result<Watch> {
         let bytes = control.metadata()?.len();
         anyhow::ensure!(bytes >= PAGE, "control file truncated to {bytes} bytes");
-        let map = MmapOptions::new()
-            .len(PAGE as usize)
-            .map_raw_read_only(control)
-            .context("cannot map the control file")?;
+        let map =
+            MmapOptions::new().len(PAGE as usize).map_raw_read_only(control).context("cannot map the control file")?;
         Ok(Watch { map })
     }
 

@@ -71,34 +71,15 @@ fn signal(pid: u32, signal: i32) {
 #[test]
 fn the_status_is_the_programs() {
     let store = TestStore::new();
-    for (script, status) in [
-        ("exit 0", 0),
-        ("exit 7", 7),
-        ("kill -TERM $$", 143),
-        ("kill -INT $$", 130),
-    ] {
+    for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -INT $$", 130)] {
         let done = store.zhuque(["run", "--", "sh", "-c", script]);
-        assert_eq!(
-            (done.status(), done.err()),
-            (status, String::new()),
-            "{script}"
-        );
+        assert_eq!((done.status(), done.err()), (status, String::new()), "{script}");
         assert_eq!(store.zhuque(["ls", "--json"]).json(), serde_json::json!([]));
     }
-    let done = store.zhuque([
-        "run",
-        "--keep",
-        "-n",
-        "k",
-        "sh",
-        "-c",
-        "echo out; echo err >&2",
-    ]);
+    let done = store.zhuque(["run", "--keep", "-n", "k", "sh", "-c", "echo out; echo err >&2"]);
     assert_eq!((done.ok(), done.err()), ("out\n".into(), "err\n".into()));
     wait_for(&store, "k", "ended");
-    store
-        .zhuque(["resume", "k"])
-        .error(125, &["ended by itself"]);
+    store.zhuque(["resume", "k"]).error(125, &["ended by itself"]);
     store.zhuque(["rm", "k"]).ok();
 }
 
@@ -108,9 +89,7 @@ fn a_crash_is_kept_and_said() {
     let done = store.zhuque(["run", "-n", "c", "--", "sh", "-c", "kill -KILL $$"]);
     done.error(137, &["c: killed by SIGKILL, not saved", "zhuque rm c"]);
     wait_for(&store, "c", "unsaved");
-    store
-        .zhuque(["resume", "c"])
-        .error(125, &["without being saved"]);
+    store.zhuque(["resume", "c"]).error(125, &["without being saved"]);
     store.zhuque(["inspect", "c", "maps"]).ok();
     store.zhuque(["rm", "c"]).ok();
 }
@@ -179,18 +158,10 @@ fn in_the_background() {
     assert_ne!(first["pid"], second["pid"]);
     let removed = store.zhuque(["rm", "b"]);
     removed.ok();
-    assert!(
-        removed
-            .err()
-            .contains(&format!("ended process {}", second["pid"])),
-        "{removed:?}"
-    );
+    assert!(removed.err().contains(&format!("ended process {}", second["pid"])), "{removed:?}");
     assert!(!store.join("b").exists());
     let text = fs::read_to_string(store.join(".log")).unwrap();
-    assert!(
-        text.starts_with("b\nzhuque: b: the name is in use (running)"),
-        "{text}"
-    );
+    assert!(text.starts_with("b\nzhuque: b: the name is in use (running)"), "{text}");
 }
 
 #[test]
@@ -230,10 +201,7 @@ fn one_life() {
     wait_for(&store, "o", "running");
     std::thread::sleep(Duration::from_millis(600));
     store.zhuque(["rm", "o"]).ok();
-    let statuses: Vec<_> = children
-        .into_iter()
-        .map(|child| end(child).status())
-        .collect();
+    let statuses: Vec<_> = children.into_iter().map(|child| end(child).status()).collect();
     let ran = statuses.iter().filter(|status| **status == 137).count();
     let refused = statuses.iter().filter(|status| **status == 125).count();
     assert_eq!((ran, refused), (1, 5), "{statuses:?}");
@@ -244,10 +212,7 @@ fn dispositions_and_environment_are_the_callers() {
     let store = TestStore::new();
     // SIGPIPE is ignored by Rust's runtime, which must not reach the program.
     let script = "grep -E 'SigBlk|SigIgn' /proc/self/status; env | grep -v ^_=";
-    let native = Command::new("sh")
-        .args(["-c", script])
-        .env("ZHUQUE_STORE", &store.path)
-        .output();
+    let native = Command::new("sh").args(["-c", script]).env("ZHUQUE_STORE", &store.path).output();
     let ours = store.zhuque(["run", "--", "sh", "-c", script]);
     assert_eq!(String::from_utf8_lossy(&native.unwrap().stdout), ours.ok());
 }

@@ -54,20 +54,11 @@ fn names() {
 #[test]
 fn nothing_there() {
     let store = TestStore::new();
-    for command in [
-        &["resume", "r"][..],
-        &["fail", "r"],
-        &["inspect", "r"],
-        &["rm", "r"],
-    ] {
-        store
-            .zhuque(command)
-            .error(125, &["r: no such region", "zhuque ls"]);
+    for command in [&["resume", "r"][..], &["fail", "r"], &["inspect", "r"], &["rm", "r"]] {
+        store.zhuque(command).error(125, &["r: no such region", "zhuque ls"]);
         let mut elsewhere = vec!["-s", "/nowhere/at/all"];
         elsewhere.extend(command);
-        store
-            .zhuque(elsewhere)
-            .error(125, &["/nowhere/at/all: no such store"]);
+        store.zhuque(elsewhere).error(125, &["/nowhere/at/all: no such store"]);
     }
     assert_eq!(store.zhuque(["fail", "--all"]).ok(), "");
 }
@@ -76,14 +67,10 @@ fn nothing_there() {
 fn mistakes_on_the_command_line_are_one_line() {
     let store = TestStore::new();
     store.zhuque(["run"]).error(125, &["PROGRAM", "--help"]);
-    store
-        .zhuque(["run", "--nonsense", "true"])
-        .error(125, &["--nonsense"]);
+    store.zhuque(["run", "--nonsense", "true"]).error(125, &["--nonsense"]);
     store.zhuque(["frobnicate"]).error(125, &["frobnicate"]);
     store.zhuque(["ls", "--hold-up"]).error(125, &["--hold-up"]);
-    store
-        .zhuque(["run", "--hold-up", "5x", "true"])
-        .error(125, &["unknown unit"]);
+    store.zhuque(["run", "--hold-up", "5x", "true"]).error(125, &["unknown unit"]);
     store.zhuque::<&str>([]).error(125, &["no command"]);
     assert!(store.zhuque(["--help"]).ok().contains("resume"));
     assert!(store.zhuque(["--version"]).ok().starts_with("zhuque "));
@@ -91,17 +78,7 @@ fn mistakes_on_the_command_line_are_one_line() {
 
 #[test]
 fn truncated_control_files() {
-    for bytes in [
-        0,
-        1,
-        15,
-        16,
-        100,
-        PAGE - 1,
-        PAGE,
-        SLOTS_OFFSET,
-        CONTROL_BYTES - 1,
-    ] {
+    for bytes in [0, 1, 15, 16, 100, PAGE - 1, PAGE, SLOTS_OFFSET, CONTROL_BYTES - 1] {
         let store = TestStore::new();
         let region = store.region("r", Phase::Saved);
         region.control.set_len(bytes).unwrap();
@@ -169,9 +146,7 @@ fn links_and_other_files() {
         symlink(victim.path.join(file), region.path.join(file)).unwrap();
         all_refuse(&store, &[&format!("file {file} is a link")]);
         fs::remove_file(region.path.join(file)).unwrap();
-        let made = std::process::Command::new("mkfifo")
-            .arg(region.path.join(file))
-            .status();
+        let made = std::process::Command::new("mkfifo").arg(region.path.join(file)).status();
         assert!(made.unwrap().success());
         all_refuse(&store, &[&format!("{file} is not a regular file")]);
         store.zhuque(["rm", "r"]).ok();
@@ -207,12 +182,8 @@ fn regions_that_others_may_write_to() {
     open(0o700);
     store.zhuque(["inspect", "r"]).ok();
     fs::set_permissions(&store.path, fs::Permissions::from_mode(0o777)).unwrap();
-    store
-        .zhuque(["inspect", "r"])
-        .error(125, &["others may write"]);
-    store
-        .zhuque(["run", "true"])
-        .error(125, &["others may write"]);
+    store.zhuque(["inspect", "r"]).error(125, &["others may write"]);
+    store.zhuque(["run", "true"]).error(125, &["others may write"]);
 }
 
 #[test]
@@ -224,9 +195,7 @@ fn regions_of_other_users() {
     let region = store.region("r", Phase::Saved);
     std::os::unix::fs::chown(&region.path, Some(12345), None).unwrap();
     all_refuse(&store, &["belongs to user 12345"]);
-    store
-        .zhuque(["rm", "r"])
-        .error(125, &["belongs to user 12345"]);
+    store.zhuque(["rm", "r"]).error(125, &["belongs to user 12345"]);
     assert!(region.path.exists());
     std::os::unix::fs::chown(&store.path, Some(12345), None).unwrap();
     store.zhuque(["ls"]).error(125, &["belongs to user 12345"]);
@@ -250,13 +219,8 @@ fn listing() {
     let states: Vec<_> = { list.as_array().unwrap().iter() }
         .map(|r| (r["name"].as_str().unwrap(), r["state"].as_str().unwrap()))
         .collect();
-    let expected = [
-        ("ended", "ended"),
-        ("lost", "unsaved"),
-        ("new", "creating"),
-        ("saved", "saved"),
-        ("unsaved", "unsaved"),
-    ];
+    let expected =
+        [("ended", "ended"), ("lost", "unsaved"), ("new", "creating"), ("saved", "saved"), ("unsaved", "unsaved")];
     assert_eq!(states, expected);
     let saved = &list[3];
     assert_eq!(saved["pid"], serde_json::Value::Null);
@@ -264,12 +228,7 @@ fn listing() {
     assert_eq!(saved["threads"], 7);
     assert_eq!(saved["program"], "thing -x");
     assert!(saved["bytes"].as_u64().unwrap() >= 2 * PAGE);
-    assert!(
-        list[4]["reason"]
-            .as_str()
-            .unwrap()
-            .contains("thread 7\\n\\u{1b}[2J")
-    );
+    assert!(list[4]["reason"].as_str().unwrap().contains("thread 7\\n\\u{1b}[2J"));
 
     let table = store.zhuque(["ls"]).ok();
     let lines: Vec<_> = table.lines().collect();
@@ -283,17 +242,12 @@ fn listing() {
 fn a_locked_region_is_in_use() {
     let store = TestStore::new();
     let region = store.region("r", Phase::Running);
-    let lock = File::options()
-        .write(true)
-        .open(region.path.join(LOCK_FILE))
-        .unwrap();
+    let lock = File::options().write(true).open(region.path.join(LOCK_FILE)).unwrap();
     lock.try_lock().unwrap();
     let list = store.zhuque(["ls", "--json"]).json();
     assert_eq!(list[0]["state"], "running");
     store.zhuque(["resume", "r"]).error(125, &["running"]);
-    store
-        .zhuque(["run", "-n", "r", "true"])
-        .error(125, &["in use (running)", "zhuque rm r"]);
+    store.zhuque(["run", "-n", "r", "true"]).error(125, &["in use (running)", "zhuque rm r"]);
     // Saved, but its process has not let go yet.
     region.put(offset_of!(Header, phase), &[Phase::Saved as u8]);
     region.seal();
@@ -306,15 +260,9 @@ fn a_locked_region_is_in_use() {
 fn a_header_cannot_point_at_a_stranger() {
     let store = TestStore::new();
     let region = store.region("r", Phase::Running);
-    let lock = File::options()
-        .write(true)
-        .open(region.path.join(LOCK_FILE))
-        .unwrap();
+    let lock = File::options().write(true).open(region.path.join(LOCK_FILE)).unwrap();
     lock.try_lock().unwrap();
-    let mut stranger = std::process::Command::new("sleep")
-        .arg("60")
-        .spawn()
-        .unwrap();
+    let mut stranger = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     region.put(offset_of!(Header, pid), &stranger.id().to_le_bytes());
     store.zhuque(["rm", "r"]).error(125, &["in use by process"]);
     assert!(stranger.try_wait().unwrap().is_none());
@@ -335,20 +283,14 @@ fn inspecting() {
     let maps = store.zhuque(["inspect", "r", "maps", "--json"]).json();
     assert_eq!(maps.as_array().unwrap().len(), 100);
     assert_eq!(maps[0]["protection"], "rw-");
-    assert_eq!(
-        store.zhuque(["inspect", "r", "maps"]).ok().lines().count(),
-        100
-    );
+    assert_eq!(store.zhuque(["inspect", "r", "maps"]).ok().lines().count(), 100);
     let fds = store.zhuque(["inspect", "r", "fds", "--json"]).json();
     assert_eq!((&fds[0]["fd"], &fds[1]["fd"]), (&3.into(), &5.into()));
     assert_eq!(fds[1]["cloexec"], true);
     assert_eq!(fds[0]["what"], "file /tmp/a\\nb at 17");
     let journal = store.zhuque(["inspect", "r", "journal"]).ok();
     assert_eq!(journal.lines().count(), 4);
-    assert!(
-        journal.starts_with("Process arguments=\"thing -x\" cwd=/"),
-        "{journal}"
-    );
+    assert!(journal.starts_with("Process arguments=\"thing -x\" cwd=/"), "{journal}");
     store.zhuque(["inspect", "r", "threads"]).ok();
 }
 
@@ -359,14 +301,10 @@ fn damaged_journals() {
     let journal = small_journal();
     region.journal(&journal);
     region.put(JOURNAL_OFFSET as usize + 20, b"?");
-    store
-        .zhuque(["inspect", "r", "journal"])
-        .error(125, &["journal's checksum"]);
+    store.zhuque(["inspect", "r", "journal"]).error(125, &["journal's checksum"]);
     region.put(offset_of!(Header, journal_bytes), &u64::MAX.to_le_bytes());
     region.seal();
-    store
-        .zhuque(["inspect", "r", "journal"])
-        .error(125, &["longer than it can be"]);
+    store.zhuque(["inspect", "r", "journal"]).error(125, &["longer than it can be"]);
     // A journal whose checksum is right and whose records are not.
     for cut in [1, 5, 11, 12, 40, journal.len() - 1] {
         region.journal(&journal[..cut]);

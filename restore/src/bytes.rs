@@ -53,9 +53,5 @@ pub(crate) fn text(field: &[u8]) -> String {
 
 /// Bytes from a region, fit for one line of a message: no control characters, not too long.
 pub(crate) fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .take(256)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    String::from_utf8_lossy(bytes).chars().take(256).map(|c| if c.is_control() { '?' } else { c }).collect()
 }

@@ -122,10 +122,7 @@ impl Machine {
         // The kernel silently drops all but the SSE registers of a frame that is larger than its own
         // (arch/x86/kernel/fpu/signal.c, check_xstate_in_sigframe).
         if xsave_bytes > self.xsave_bytes {
-            return Err(Error::VectorState {
-                saved: xsave_bytes,
-                here: self.xsave_bytes,
-            });
+            return Err(Error::VectorState { saved: xsave_bytes, here: self.xsave_bytes });
         }
         Ok(())
     }

@@ -19,14 +19,10 @@ pub enum Error {
         wanted: usize,
     },
     /// No magic.
-    #[error(
-        "its control file is not zhuque's: the region is damaged or something else; remove it by hand"
-    )]
+    #[error("its control file is not zhuque's: the region is damaged or something else; remove it by hand")]
     Magic,
     /// Another version of the layout.
-    #[error(
-        "it was written in format {0}, this zhuque reads {VERSION}: use the zhuque that saved it"
-    )]
+    #[error("it was written in format {0}, this zhuque reads {VERSION}: use the zhuque that saved it")]
     Version(u32),
     /// The header has another size than this version's.
     #[error(
@@ -34,9 +30,7 @@ pub enum Error {
     )]
     HeaderSize(u32),
     /// The launcher or the shim had not finished setting it up.
-    #[error(
-        "the program had not started yet when it ended: nothing was saved; start it again with `zhuque run`"
-    )]
+    #[error("the program had not started yet when it ended: nothing was saved; start it again with `zhuque run`")]
     NotStarted,
     /// It ran and was not saved.
     #[error(
@@ -44,9 +38,7 @@ pub enum Error {
     )]
     NeverSaved,
     /// The program ended by itself.
-    #[error(
-        "the program has ended by itself ({0}): there is nothing to go on with; remove it with `zhuque rm`"
-    )]
+    #[error("the program has ended by itself ({0}): there is nothing to go on with; remove it with `zhuque rm`")]
     Ended(String),
     /// A save was not complete.
     #[error("its last save was not complete ({0}): it cannot go on; remove it with `zhuque rm`")]
@@ -55,14 +47,10 @@ pub enum Error {
     #[error("its phase {0} does not exist: the region is damaged; remove it with `zhuque rm`")]
     Phase(u8),
     /// A checksum does not match.
-    #[error(
-        "the checksum of its {0} does not match: the region is damaged; remove it with `zhuque rm`"
-    )]
+    #[error("the checksum of its {0} does not match: the region is damaged; remove it with `zhuque rm`")]
     Checksum(&'static str),
     /// A value that cannot be.
-    #[error(
-        "{what} is {value:#x}, which cannot be: the region is damaged; remove it with `zhuque rm`"
-    )]
+    #[error("{what} is {value:#x}, which cannot be: the region is damaged; remove it with `zhuque rm`")]
     Bounds {
         /// Name of the value.
         what: &'static str,
@@ -76,9 +64,7 @@ pub enum Error {
     #[error("it holds {0}, which this version cannot re-create: close it before a save")]
     Unsupported(String),
     /// A processor feature is missing here.
-    #[error(
-        "this processor has no {0}, which the program may use: resume it on a machine like the one it ran on"
-    )]
+    #[error("this processor has no {0}, which the program may use: resume it on a machine like the one it ran on")]
     Processor(String),
     /// The saved register state is larger than what this kernel takes back.
     #[error(

@@ -24,10 +24,7 @@ pub struct Run {
 impl Run {
     /// A run by its length.
     pub fn new(start: u64, bytes: u64) -> Run {
-        Run {
-            start,
-            end: start.saturating_add(bytes),
-        }
+        Run { start, end: start.saturating_add(bytes) }
     }
 
     /// Length in bytes.
@@ -55,17 +52,10 @@ pub struct Places {
 pub fn place(saved: &[Run], current: &[Run], vdso: Run, stub_bytes: u64) -> Result<Places, Error> {
     let mut busy: Vec<Run> = saved.iter().chain(current).copied().collect();
     let stays = !saved.iter().any(|run| run.meets(&vdso));
-    let vdso_to = if stays {
-        vdso.start
-    } else {
-        highest(&mut busy, vdso.bytes())?
-    };
+    let vdso_to = if stays { vdso.start } else { highest(&mut busy, vdso.bytes())? };
     busy.push(Run::new(vdso_to, vdso.bytes()));
     let stub = highest(&mut busy, stub_bytes)?;
-    Ok(Places {
-        stub,
-        vdso: vdso_to,
-    })
+    Ok(Places { stub, vdso: vdso_to })
 }
 
 /// Start of the highest hole of `bytes` bytes (rounded up to pages) between [`LOWEST`] and [`TASK_SIZE`].

@@ -34,14 +34,8 @@ impl Numbers {
     /// every number that the program had or that is open in this process, `helpers` how many helpers there are.
     pub fn choose(soft: u64, hard: u64, floor: u64, helpers: u64) -> Result<Numbers, Error> {
         let limit = hard.min(i32::MAX as u64);
-        let hidden = soft
-            .checked_add(REGION_COUNT)
-            .is_some_and(|end| end <= limit);
-        let ideal = if hidden {
-            soft
-        } else {
-            limit.saturating_sub(REGION_COUNT)
-        };
+        let hidden = soft.checked_add(REGION_COUNT).is_some_and(|end| end <= limit);
+        let ideal = if hidden { soft } else { limit.saturating_sub(REGION_COUNT) };
         let region = ideal.min(COMFORT).max(floor);
         let region_end = region.saturating_add(REGION_COUNT);
         let below = floor.saturating_add(helpers) <= region;
@@ -53,11 +47,7 @@ impl Numbers {
             return Err(Error::Descriptors { needed, limit });
         }
         // Below `limit`, so they fit.
-        Ok(Numbers {
-            region: region as i32,
-            helpers: first as i32,
-            helpers_end: helpers_end as i32,
-        })
+        Ok(Numbers { region: region as i32, helpers: first as i32, helpers_end: helpers_end as i32 })
     }
 
     /// The region's descriptors at these numbers.
@@ -76,18 +66,8 @@ impl Numbers {
 
     /// Runs of numbers that are in use, as inclusive bounds, in order.
     pub fn used(&self) -> [(u32, u32); 2] {
-        let region = (
-            self.region as u32,
-            self.region as u32 + REGION_COUNT as u32 - 1,
-        );
-        let helpers = (
-            self.helpers as u32,
-            (self.helpers_end as u32).saturating_sub(1),
-        );
-        if region.0 < helpers.0 {
-            [region, helpers]
-        } else {
-            [helpers, region]
-        }
+        let region = (self.region as u32, self.region as u32 + REGION_COUNT as u32 - 1);
+        let helpers = (self.helpers as u32, (self.helpers_end as u32).saturating_sub(1));
+        if region.0 < helpers.0 { [region, helpers] } else { [helpers, region] }
     }
 }

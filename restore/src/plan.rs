@@ -9,8 +9,7 @@ use crate::holes::{LOWEST, Run};
 use crate::validate::Saved;
 use std::collections::HashMap;
 use zhuque_abi::layout::{
-    CONTROL_BYTES, LIFE_BYTES, LIFE_OFFSET, PAGE, RESERVED_BYTES, SLICE_BYTES, SLICES, TASK_SIZE,
-    slice_of,
+    CONTROL_BYTES, LIFE_BYTES, LIFE_OFFSET, PAGE, RESERVED_BYTES, SLICE_BYTES, SLICES, TASK_SIZE, slice_of,
 };
 use zhuque_abi::life::{MapStep, RegionDescriptors, boot_flag};
 use zhuque_abi::maps::Kind;
@@ -91,12 +90,7 @@ impl<'a> Plan<'a> {
             shared: shared_flags(boot_flags),
             reserved: Run::new(saved.base, RESERVED_BYTES),
             opened: HashMap::new(),
-            plan: Plan {
-                steps: Vec::new(),
-                files: Vec::new(),
-                taken: Vec::new(),
-                slice_bytes: [0; SLICES],
-            },
+            plan: Plan { steps: Vec::new(), files: Vec::new(), taken: Vec::new(), slice_bytes: [0; SLICES] },
         };
         maker.add_own();
         for run in saved.tree().iter() {
@@ -104,11 +98,8 @@ impl<'a> Plan<'a> {
         }
         let mut plan = maker.plan;
         plan.steps.sort_unstable_by_key(|step| step.start);
-        let text = |s: &Step| {
-            s.prot & libc::PROT_EXEC != 0
-                && s.start <= saved.revive
-                && saved.revive - s.start < s.bytes
-        };
+        let text =
+            |s: &Step| s.prot & libc::PROT_EXEC != 0 && s.start <= saved.revive && saved.revive - s.start < s.bytes;
         if !plan.steps.iter().any(text) {
             return Err(Error::bounds("address of its revive entry", saved.revive));
         }
@@ -140,11 +131,7 @@ impl<'a> Plan<'a> {
 
 /// How region memory is mapped. On DAX without MAP_SYNC, a file system may forget which blocks a store went to.
 fn shared_flags(boot_flags: u32) -> i32 {
-    if boot_flags & boot_flag::DAX != 0 {
-        libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC
-    } else {
-        libc::MAP_SHARED
-    }
+    if boot_flags & boot_flag::DAX != 0 { libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC } else { libc::MAP_SHARED }
 }
 
 /// A plan that is being made.
@@ -186,23 +173,14 @@ impl Maker<'_, '_> {
     /// What one run of the table asks for.
     fn add(&mut self, run: &Mapping) -> Result<(), Error> {
         check_run(run)?;
-        let whole = Run {
-            start: run.start,
-            end: run.end,
-        };
+        let whole = Run { start: run.start, end: run.end };
         self.plan.taken.push(whole);
-        let own = matches!(
-            run.attr.kind,
-            Kind::Control | Kind::Volatile | Kind::Headroom | Kind::Free
-        );
+        let own = matches!(run.attr.kind, Kind::Control | Kind::Volatile | Kind::Headroom | Kind::Free);
         if own {
             return Ok(());
         }
         if whole.meets(&self.reserved) {
-            return Err(Error::bounds(
-                "a mapping of the program over zhuque's own",
-                run.start,
-            ));
+            return Err(Error::bounds("a mapping of the program over zhuque's own", run.start));
         }
         match run.attr.kind {
             Kind::Region => self.add_slices(run),
@@ -227,11 +205,7 @@ impl Maker<'_, '_> {
         while start < run.end {
             let (slice, offset) = slice_of(start);
             let end = (start - offset).saturating_add(SLICE_BYTES).min(run.end);
-            let part = Mapping {
-                start,
-                end,
-                attr: run.attr,
-            };
+            let part = Mapping { start, end, attr: run.attr };
             self.push(&part, Source::Slice(slice), offset, self.shared);
             if let Some(bytes) = self.plan.slice_bytes.get_mut(slice) {
                 *bytes = (*bytes).max(offset + (end - start));
@@ -243,13 +217,10 @@ impl Maker<'_, '_> {
     /// The file of a mapping, opened once for each way of opening it.
     fn open(&mut self, run: &Mapping, writable: bool) -> Result<Source, Error> {
         let index = run.attr.file;
-        let file = { self.saved.file(index) }
-            .ok_or(Error::bounds("a mapping's file", u64::from(index)))?;
+        let file = { self.saved.file(index) }.ok_or(Error::bounds("a mapping's file", u64::from(index)))?;
         if file.path.first() != Some(&b'/') || file.path.contains(&0) {
             let path = printable(file.path);
-            return Err(Error::Damaged(format!(
-                "the mapped file `{path}` has no path"
-            )));
+            return Err(Error::Damaged(format!("the mapped file `{path}` has no path")));
         }
         let files = &mut self.plan.files;
         let at = *self.opened.entry((index, writable)).or_insert_with(|| {
@@ -271,11 +242,7 @@ impl Maker<'_, '_> {
     }
 
     fn push(&mut self, run: &Mapping, source: Source, offset: u64, flags: i32) {
-        let prot = if run.attr.kind == Kind::Reserve {
-            libc::PROT_NONE
-        } else {
-            i32::from(run.attr.prot)
-        };
+        let prot = if run.attr.kind == Kind::Reserve { libc::PROT_NONE } else { i32::from(run.attr.prot) };
         self.plan.steps.push(Step {
             start: run.start,
             bytes: run.bytes(),
@@ -295,16 +262,9 @@ fn check_run(run: &Mapping) -> Result<(), Error> {
         return Err(Error::bounds("address of a mapping", run.start));
     }
     if run.attr.prot & !PROT_ALL != 0 {
-        return Err(Error::bounds(
-            "protection of a mapping",
-            u64::from(run.attr.prot),
-        ));
+        return Err(Error::bounds("protection of a mapping", u64::from(run.attr.prot)));
     }
-    let offset_fits = run
-        .attr
-        .offset
-        .checked_add(run.bytes())
-        .is_some_and(|end| end <= i64::MAX as u64);
+    let offset_fits = run.attr.offset.checked_add(run.bytes()).is_some_and(|end| end <= i64::MAX as u64);
     if run.attr.kind.is_file() && (!offset_fits || !run.attr.offset.is_multiple_of(PAGE)) {
         return Err(Error::bounds("file offset of a mapping", run.attr.offset));
     }

@@ -24,8 +24,7 @@ impl Maps {
     pub fn parse(text: &str) -> Result<Maps, Error> {
         let mut maps = Maps::default();
         for line in text.lines() {
-            let (run, name) =
-                parse_line(line).ok_or(Error::Kernel("/proc/PID/maps is unreadable"))?;
+            let (run, name) = parse_line(line).ok_or(Error::Kernel("/proc/PID/maps is unreadable"))?;
             if run.start >= TASK_SIZE {
                 continue; // the vsyscall page
             }
@@ -41,10 +40,7 @@ impl Maps {
     /// Variables and image together; empty if there is no vdso.
     pub fn vdso_run(&self) -> Run {
         match (self.vdso.first(), self.vdso.last()) {
-            (Some(first), Some(last)) => Run {
-                start: first.start,
-                end: last.end,
-            },
+            (Some(first), Some(last)) => Run { start: first.start, end: last.end },
             _ => Run { start: 0, end: 0 },
         }
     }
@@ -55,10 +51,7 @@ impl Maps {
     }
 
     fn check_vdso(&self) -> Result<(), Error> {
-        let contiguous = self
-            .vdso
-            .windows(2)
-            .all(|pair| pair[0].end == pair[1].start);
+        let contiguous = self.vdso.windows(2).all(|pair| pair[0].end == pair[1].start);
         if !contiguous || self.vdso.len() > MAX_VDSO_PIECES {
             return Err(Error::Kernel("the vdso is not in one piece"));
         }
@@ -70,10 +63,7 @@ impl Maps {
 fn parse_line(line: &str) -> Option<(Run, &str)> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;
-    let run = Run {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-    };
+    let run = Run { start: u64::from_str_radix(start, 16).ok()?, end: u64::from_str_radix(end, 16).ok()? };
     let name = rest.splitn(5, ' ').nth(4).unwrap_or("").trim_start();
     (run.start < run.end).then_some((run, name))
 }
@@ -82,11 +72,7 @@ fn parse_line(line: &str) -> Option<(Run, &str)> {
 pub fn vdso_functions(image: &[u8]) -> Result<[u64; VDSO_FUNCTIONS.len()], Error> {
     let elf = Elf::parse(image).map_err(|_| Error::Kernel("the vdso is no ELF file"))?;
     let mut functions = [0; VDSO_FUNCTIONS.len()];
-    for symbol in elf
-        .dynsyms
-        .iter()
-        .filter(|s| s.st_value != 0 && s.st_value < image.len() as u64)
-    {
+    for symbol in elf.dynsyms.iter().filter(|s| s.st_value != 0 && s.st_value < image.len() as u64) {
         let name = elf.dynstrtab.get_at(symbol.st_name).unwrap_or("");
         if let Some(index) = VDSO_FUNCTIONS.iter().position(|f| *f == name) {
             functions[index] = symbol.st_value;

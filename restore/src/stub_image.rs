@@ -25,32 +25,19 @@ impl StubImage {
     /// Reads the stub's ELF file.
     pub fn parse(file: &[u8]) -> Result<StubImage, Error> {
         let elf = Elf::parse(file).map_err(|_| Error::Stub("not an ELF file"))?;
-        if !elf.is_64
-            || elf.header.e_machine != header::EM_X86_64
-            || elf.header.e_type != header::ET_DYN
-        {
+        if !elf.is_64 || elf.header.e_machine != header::EM_X86_64 || elf.header.e_type != header::ET_DYN {
             return Err(Error::Stub("not a position-independent x86-64 program"));
         }
         check_independent(&elf)?;
         let mut image = Vec::new();
         let mut entry = None;
-        for segment in elf
-            .program_headers
-            .iter()
-            .filter(|p| p.p_type == program_header::PT_LOAD)
-        {
+        for segment in elf.program_headers.iter().filter(|p| p.p_type == program_header::PT_LOAD) {
             if segment.is_write() || segment.p_memsz != segment.p_filesz {
                 return Err(Error::Stub("writable data"));
             }
-            let end = segment
-                .p_vaddr
-                .checked_add(segment.p_filesz)
-                .filter(|end| *end <= LARGEST);
+            let end = segment.p_vaddr.checked_add(segment.p_filesz).filter(|end| *end <= LARGEST);
             let end = end.ok_or(Error::Stub("too large"))?;
-            let from = segment
-                .p_offset
-                .checked_add(segment.p_filesz)
-                .filter(|e| *e <= file.len() as u64);
+            let from = segment.p_offset.checked_add(segment.p_filesz).filter(|e| *e <= file.len() as u64);
             let from_end = from.ok_or(Error::Stub("truncated"))?;
             if image.len() < end as usize {
                 image.resize(end as usize, 0);
@@ -63,39 +50,22 @@ impl StubImage {
         }
         let entry = entry.ok_or(Error::Stub("its entry is not in its text"))?;
         image.resize(page_up(image.len() as u64) as usize, 0);
-        Ok(StubImage {
-            bytes: image,
-            entry,
-        })
+        Ok(StubImage { bytes: image, entry })
     }
 }
 
 /// Refuses everything that a loader would have to do.
 fn check_independent(elf: &Elf<'_>) -> Result<(), Error> {
     let wants_loader = elf.interpreter.is_some() || !elf.libraries.is_empty();
-    if wants_loader
-        || elf
-            .program_headers
-            .iter()
-            .any(|p| p.p_type == program_header::PT_TLS)
-    {
+    if wants_loader || elf.program_headers.iter().any(|p| p.p_type == program_header::PT_TLS) {
         return Err(Error::Stub("it needs a loader"));
     }
     let relocations = elf.dynrelas.len() + elf.dynrels.len() + elf.pltrelocs.len();
     let sections = elf.shdr_relocs.iter().map(|(_, r)| r.len()).sum::<usize>();
     /// Size of the table of packed relative relocations, which goblin does not read.
     const DT_RELRSZ: u64 = 35;
-    let sizes = [
-        dynamic::DT_RELASZ,
-        dynamic::DT_RELSZ,
-        dynamic::DT_PLTRELSZ,
-        DT_RELRSZ,
-    ];
-    let packed = elf.dynamic.as_ref().is_some_and(|d| {
-        d.dyns
-            .iter()
-            .any(|e| sizes.contains(&e.d_tag) && e.d_val > 0)
-    });
+    let sizes = [dynamic::DT_RELASZ, dynamic::DT_RELSZ, dynamic::DT_PLTRELSZ, DT_RELRSZ];
+    let packed = elf.dynamic.as_ref().is_some_and(|d| d.dyns.iter().any(|e| sizes.contains(&e.d_tag) && e.d_val > 0));
     if relocations + sections > 0 || packed {
         return Err(Error::Stub("it has relocations"));
     }

@@ -16,9 +16,8 @@ use zhuque_abi::codec::{Records, checksum};
 use zhuque_abi::header::{FileRecord, Globals, Header, MAGIC, Patched, Phase, VERSION};
 use zhuque_abi::journal::{Object, Process, Record};
 use zhuque_abi::layout::{
-    CONTROL_BYTES, FILES_OFFSET, GLOBALS_OFFSET, HEADER_OFFSET, JOURNAL_BYTES, JOURNAL_OFFSET,
-    MAX_FILES, MAX_NODES, MAX_SITES, MAX_THREADS, NODES_OFFSET, PAGE, RESERVED_BYTES, SITES_OFFSET,
-    SLOT_STRIDE, SLOTS_OFFSET, TASK_SIZE,
+    CONTROL_BYTES, FILES_OFFSET, GLOBALS_OFFSET, HEADER_OFFSET, JOURNAL_BYTES, JOURNAL_OFFSET, MAX_FILES, MAX_NODES,
+    MAX_SITES, MAX_THREADS, NODES_OFFSET, PAGE, RESERVED_BYTES, SITES_OFFSET, SLOT_STRIDE, SLOTS_OFFSET, TASK_SIZE,
 };
 use zhuque_abi::maps::{Node, TreeHead};
 use zhuque_abi::slot::{Saved as SavedThread, Slot, saved_frame, state};
@@ -67,10 +66,7 @@ impl<'a> Saved<'a> {
     /// Checks the bytes of a control file for a resume on `machine`.
     pub fn check(control: &'a [u8], machine: &Machine) -> Result<Saved<'a>, Error> {
         if (control.len() as u64) < CONTROL_BYTES {
-            return Err(Error::Short {
-                bytes: control.len(),
-                wanted: CONTROL_BYTES as usize,
-            });
+            return Err(Error::Short { bytes: control.len(), wanted: CONTROL_BYTES as usize });
         }
         let control = Bytes(control);
         let header = part(control, HEADER_OFFSET, PAGE)?;
@@ -94,20 +90,13 @@ impl<'a> Saved<'a> {
             header.u64(offset_of!(Header, xsave_bytes)),
         )?;
         let contents = read_journal(journal)?;
-        let region = globals.slice(
-            offset_of!(Globals, region) as u64,
-            zhuque_abi::header::PATH_BYTES as u64,
-        );
+        let region = globals.slice(offset_of!(Globals, region) as u64, zhuque_abi::header::PATH_BYTES as u64);
         Ok(Saved {
             generation: header.u64(offset_of!(Header, phase)) >> 8,
             base,
             revive: header.u64(offset_of!(Header, revive)),
             threads: header.u32(offset_of!(Header, threads)),
-            region: region
-                .unwrap_or(&[])
-                .split(|b| *b == 0)
-                .next()
-                .unwrap_or(&[]),
+            region: region.unwrap_or(&[]).split(|b| *b == 0).next().unwrap_or(&[]),
             process: contents.process,
             descriptor_limit: contents.descriptor_limit,
             highest_descriptor: contents.highest_descriptor,
@@ -145,26 +134,11 @@ pub fn header_checksum(page: &[u8]) -> u32 {
 pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
     let control = Bytes(control);
     let globals = part(control, GLOBALS_OFFSET, size_of::<Globals>() as u64)?;
-    let files = count(
-        globals,
-        offset_of!(Globals, files),
-        MAX_FILES - 1,
-        "number of mapped files",
-    )?;
-    let sites = count(
-        globals,
-        offset_of!(Globals, sites),
-        MAX_SITES,
-        "number of call sites",
-    )?;
+    let files = count(globals, offset_of!(Globals, files), MAX_FILES - 1, "number of mapped files")?;
+    let sites = count(globals, offset_of!(Globals, sites), MAX_SITES, "number of call sites")?;
     let used = offset_of!(Globals, tree) + offset_of!(TreeHead, used);
     let nodes = count(globals, used, MAX_NODES - 1, "number of mapping nodes")?;
-    let slots = count(
-        globals,
-        offset_of!(Globals, slots),
-        MAX_THREADS,
-        "number of thread slots",
-    )?;
+    let slots = count(globals, offset_of!(Globals, slots), MAX_THREADS, "number of thread slots")?;
 
     let file_bytes = size_of::<FileRecord>() as u64;
     let node_bytes = size_of::<Node>() as u64;
@@ -193,20 +167,13 @@ pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
 
 /// A part of the control file; all of its parts lie inside of it once its length is checked.
 fn part<'a>(control: Bytes<'a>, offset: u64, bytes: u64) -> Result<Bytes<'a>, Error> {
-    control.part(offset, bytes).ok_or(Error::Short {
-        bytes: control.0.len(),
-        wanted: CONTROL_BYTES as usize,
-    })
+    control.part(offset, bytes).ok_or(Error::Short { bytes: control.0.len(), wanted: CONTROL_BYTES as usize })
 }
 
 /// A number of table entries that must not exceed `most`.
 fn count(globals: Bytes<'_>, offset: usize, most: usize, what: &'static str) -> Result<u64, Error> {
     let value = u64::from(globals.u32(offset));
-    if value > most as u64 {
-        Err(Error::bounds(what, value))
-    } else {
-        Ok(value)
-    }
+    if value > most as u64 { Err(Error::bounds(what, value)) } else { Ok(value) }
 }
 
 /// Magic, version, size.
@@ -233,19 +200,10 @@ fn check_phase(header: Bytes<'_>) -> Result<(), Error> {
         Phase::Saved => Ok(()),
         Phase::Creating | Phase::Starting => Err(Error::NotStarted),
         Phase::Running => Err(Error::NeverSaved),
-        Phase::Ended => Err(Error::Ended(exit_text(
-            header.u32(offset_of!(Header, exit_status)),
-        ))),
+        Phase::Ended => Err(Error::Ended(exit_text(header.u32(offset_of!(Header, exit_status))))),
         Phase::Unsaved => {
-            let detail = header
-                .slice(offset_of!(Header, detail) as u64, 256)
-                .map(text)
-                .unwrap_or_default();
-            let known = if detail.is_empty() {
-                "no reason recorded".to_owned()
-            } else {
-                detail
-            };
+            let detail = header.slice(offset_of!(Header, detail) as u64, 256).map(text).unwrap_or_default();
+            let known = if detail.is_empty() { "no reason recorded".to_owned() } else { detail };
             Err(Error::Unsaved(known))
         }
     }
@@ -275,9 +233,7 @@ fn journal_of<'a>(control: Bytes<'a>, header: Bytes<'a>) -> Result<&'a [u8], Err
 /// The control mapping's address, after a check that it and revive are sensible.
 fn check_addresses(header: Bytes<'_>) -> Result<u64, Error> {
     let base = header.u64(offset_of!(Header, base));
-    let fits = base
-        .checked_add(RESERVED_BYTES)
-        .is_some_and(|end| end <= TASK_SIZE);
+    let fits = base.checked_add(RESERVED_BYTES).is_some_and(|end| end <= TASK_SIZE);
     if !fits || base < LOWEST || !base.is_multiple_of(PAGE) {
         return Err(Error::bounds("address of its control mapping", base));
     }
@@ -290,12 +246,7 @@ fn check_addresses(header: Bytes<'_>) -> Result<u64, Error> {
 
 /// As many live slots as threads were saved.
 fn check_threads(control: Bytes<'_>, header: Bytes<'_>, globals: Bytes<'_>) -> Result<(), Error> {
-    let slots = count(
-        globals,
-        offset_of!(Globals, slots),
-        MAX_THREADS,
-        "number of thread slots",
-    )?;
+    let slots = count(globals, offset_of!(Globals, slots), MAX_THREADS, "number of thread slots")?;
     let threads = header.u32(offset_of!(Header, threads));
     let mut live = 0;
     for index in 0..slots {
@@ -303,10 +254,7 @@ fn check_threads(control: Bytes<'_>, header: Bytes<'_>, globals: Bytes<'_>) -> R
         live += u32::from(slot.u32(offset_of!(Slot, state)) == state::LIVE);
     }
     if threads == 0 || live != threads {
-        return Err(Error::bounds(
-            "number of its saved threads",
-            u64::from(threads),
-        ));
+        return Err(Error::bounds("number of its saved threads", u64::from(threads)));
     }
     Ok(())
 }
@@ -322,25 +270,12 @@ fn read_tree(control: Bytes<'_>, globals: Bytes<'_>) -> Result<(TreeHead, Vec<No
         seed: globals.u64(at + offset_of!(TreeHead, seed)),
     };
     if head.used as usize >= MAX_NODES {
-        return Err(Error::bounds(
-            "number of mapping nodes",
-            u64::from(head.used),
-        ));
+        return Err(Error::bounds("number of mapping nodes", u64::from(head.used)));
     }
     let size = size_of::<Node>();
-    let bytes = part(
-        control,
-        NODES_OFFSET,
-        (u64::from(head.used) + 1) * size as u64,
-    )?
-    .0;
-    let nodes: Vec<Node> = bytes
-        .chunks_exact(size)
-        .map(|bytes| read_node(Bytes(bytes)))
-        .collect();
-    MapView::new(&head, &nodes)
-        .check()
-        .map_err(|why| Error::Damaged(why.to_owned()))?;
+    let bytes = part(control, NODES_OFFSET, (u64::from(head.used) + 1) * size as u64)?.0;
+    let nodes: Vec<Node> = bytes.chunks_exact(size).map(|bytes| read_node(Bytes(bytes))).collect();
+    MapView::new(&head, &nodes).check().map_err(|why| Error::Damaged(why.to_owned()))?;
     Ok((head, nodes))
 }
 
@@ -363,16 +298,9 @@ fn read_node(node: Bytes<'_>) -> Node {
 
 /// The file table.
 fn read_files<'a>(control: Bytes<'a>, globals: Bytes<'_>) -> Result<Vec<File<'a>>, Error> {
-    let files = count(
-        globals,
-        offset_of!(Globals, files),
-        MAX_FILES - 1,
-        "number of mapped files",
-    )?;
+    let files = count(globals, offset_of!(Globals, files), MAX_FILES - 1, "number of mapped files")?;
     let size = size_of::<FileRecord>() as u64;
-    (1..=files)
-        .map(|index| read_file(part(control, FILES_OFFSET + index * size, size)?))
-        .collect()
+    (1..=files).map(|index| read_file(part(control, FILES_OFFSET + index * size, size)?)).collect()
 }
 
 fn read_file(record: Bytes<'_>) -> Result<File<'_>, Error> {
@@ -405,24 +333,16 @@ fn read_journal(bytes: &[u8]) -> Result<Journal<'_>, Error> {
     let mut descriptor_limit = None;
     let mut highest_descriptor = -1;
     for (index, record) in Records::new(bytes).enumerate() {
-        let record =
-            record.map_err(|why| Error::Damaged(format!("journal record {index}: {why}")))?;
+        let record = record.map_err(|why| Error::Damaged(format!("journal record {index}: {why}")))?;
         match record {
             Record::Process(p) if process.is_none() => process = Some(p),
             Record::Process(_) => {
                 return Err(Error::Damaged("the journal has two processes".to_owned()));
             }
-            Record::Limit {
-                resource: LIMIT_NOFILE,
-                soft,
-                ..
-            } => descriptor_limit = Some(soft),
+            Record::Limit { resource: LIMIT_NOFILE, soft, .. } => descriptor_limit = Some(soft),
             Record::Descriptor { fd, .. } | Record::EpollEntry { fd, .. } => {
                 if fd < 0 {
-                    return Err(Error::bounds(
-                        "a descriptor number in its journal",
-                        fd as u32 as u64,
-                    ));
+                    return Err(Error::bounds("a descriptor number in its journal", fd as u32 as u64));
                 }
                 highest_descriptor = highest_descriptor.max(fd);
             }
@@ -434,28 +354,19 @@ fn read_journal(bytes: &[u8]) -> Result<Journal<'_>, Error> {
             _ => {}
         }
     }
-    let process =
-        process.ok_or_else(|| Error::Damaged("the journal names no process".to_owned()))?;
+    let process = process.ok_or_else(|| Error::Damaged("the journal names no process".to_owned()))?;
     check_process(&process)?;
-    Ok(Journal {
-        process,
-        descriptor_limit,
-        highest_descriptor,
-    })
+    Ok(Journal { process, descriptor_limit, highest_descriptor })
 }
 
 /// What execve(2) and open(2) will be given must be strings.
 fn check_process(process: &Process<'_>) -> Result<(), Error> {
     let path = process.exe;
     if path.first() != Some(&b'/') || path.contains(&0) || path.len() > 4095 {
-        return Err(Error::Damaged(
-            "the journal's executable is no path".to_owned(),
-        ));
+        return Err(Error::Damaged("the journal's executable is no path".to_owned()));
     }
     if process.arguments.last().is_some_and(|b| *b != 0) {
-        return Err(Error::Damaged(
-            "the journal's arguments do not end".to_owned(),
-        ));
+        return Err(Error::Damaged("the journal's arguments do not end".to_owned()));
     }
     Ok(())
 }

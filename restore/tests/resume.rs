@@ -26,9 +26,7 @@ use zhuque_restore::process::Maps;
 /// One at a time: they set an environment variable, and compare descriptors.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Waits for the program, which stops itself after `ok`, looks at it with `look`, and lets it end.
@@ -55,67 +53,34 @@ fn a_program_comes_back() {
         let_end(resumed.pid, |pid| {
             let exe = fs::read_link(format!("/proc/{pid}/exe")).expect("a link");
             assert_eq!(exe, region.exe());
-            assert_eq!(
-                read(pid, "comm").trim(),
-                region.exe().file_name().expect("a name").to_string_lossy()
-            );
-            assert!(
-                read(pid, "status").contains("SigBlk:\tfffffffffffbfeff"),
-                "{}",
-                read(pid, "status")
-            );
+            assert_eq!(read(pid, "comm").trim(), region.exe().file_name().expect("a name").to_string_lossy());
+            assert!(read(pid, "status").contains("SigBlk:\tfffffffffffbfeff"), "{}", read(pid, "status"));
             check_descriptors(pid);
             check_maps(pid, &region);
         });
         println!("round {round}: {:?}", resumed.timing);
     }
-    assert!(
-        region.contents() == before,
-        "a resume that was not committed has written to the region"
-    );
+    assert!(region.contents() == before, "a resume that was not committed has written to the region");
 }
 
 /// Exactly the region's block and the helpers are open.
 fn check_descriptors(pid: Pid) {
     let mut open: Vec<u32> = fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("a directory")
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .to_string_lossy()
-                .parse()
-                .expect("a number")
-        })
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().parse().expect("a number"))
         .collect();
     open.sort_unstable();
-    let block: Vec<u32> = open
-        .iter()
-        .copied()
-        .filter(|fd| *fd >= synthetic::SOFT_LIMIT as u32)
-        .collect();
+    let block: Vec<u32> = open.iter().copied().filter(|fd| *fd >= synthetic::SOFT_LIMIT as u32).collect();
     let first = synthetic::SOFT_LIMIT as u32;
     assert_eq!(block, (first..first + 19).collect::<Vec<_>>());
     let helpers = &open[..open.len() - block.len()];
-    assert!(
-        helpers[0] > synthetic::HIGHEST_DESCRIPTOR as u32,
-        "{helpers:?}"
-    );
+    assert!(helpers[0] > synthetic::HIGHEST_DESCRIPTOR as u32, "{helpers:?}");
     // Status, memfd, stdio, one file opened twice.
     assert_eq!(helpers.len(), 2 + 3 + 2, "{helpers:?}");
     let limit = read(pid, "limits");
-    let line = limit
-        .lines()
-        .find(|l| l.starts_with("Max open files"))
-        .expect("a line");
-    let numbers: Vec<&str> = line
-        .split_whitespace()
-        .filter(|w| w.parse::<u64>().is_ok())
-        .collect();
-    assert_eq!(
-        numbers[0], numbers[1],
-        "the soft limit is the hard one for the time"
-    );
+    let line = limit.lines().find(|l| l.starts_with("Max open files")).expect("a line");
+    let numbers: Vec<&str> = line.split_whitespace().filter(|w| w.parse::<u64>().is_ok()).collect();
+    assert_eq!(numbers[0], numbers[1], "the soft limit is the hard one for the time");
 }
 
 /// What is mapped is what was saved, plus stub and vdso.
@@ -129,47 +94,27 @@ fn check_maps(pid: Pid, region: &Synthetic) {
         }
     }
     for &(start, end) in region.mapped() {
-        assert!(
-            merged.iter().any(|m| m.0 <= start && end <= m.1),
-            "{start:x}-{end:x} is missing"
-        );
+        assert!(merged.iter().any(|m| m.0 <= start && end <= m.1), "{start:x}-{end:x} is missing");
     }
     let expected: u64 = region.mapped().iter().map(|(start, end)| end - start).sum();
     let total: u64 = maps.runs.iter().map(|run| run.bytes()).sum();
     let extra = total - expected - CONTROL_BYTES - LIFE_BYTES;
-    assert!(
-        extra < 0x4_0000,
-        "{extra:#x} bytes too many are mapped:\n{}",
-        read(pid, "maps")
-    );
+    assert!(extra < 0x4_0000, "{extra:#x} bytes too many are mapped:\n{}", read(pid, "maps"));
     for &(start, end) in region.unmapped() {
-        assert!(
-            !merged.iter().any(|m| m.0 < end && start < m.1),
-            "{start:x}-{end:x} should be free"
-        );
+        assert!(!merged.iter().any(|m| m.0 < end && start < m.1), "{start:x}-{end:x} should be free");
     }
 }
 
 #[test]
 fn the_vdso_moves_out_of_the_way() {
     let _alone = alone();
-    let region = Synthetic::new(
-        "vdso",
-        &Options {
-            top: true,
-            exe: "/usr/bin/env".into(),
-            ..Options::default()
-        },
-    );
+    let region = Synthetic::new("vdso", &Options { top: true, exe: "/usr/bin/env".into(), ..Options::default() });
     let resumed = resume::start(&region.request()).expect("it comes back");
     let_end(resumed.pid, |pid| {
         let maps = Maps::parse(&read(pid, "maps")).expect("a list");
         let vdso = maps.vdso_run();
         assert!(vdso.bytes() > 0);
-        let apart = region
-            .mapped()
-            .iter()
-            .all(|(start, end)| vdso.end <= *start || *end <= vdso.start);
+        let apart = region.mapped().iter().all(|(start, end)| vdso.end <= *start || *end <= vdso.start);
         assert!(apart, "{vdso:x?}");
     });
 }
@@ -214,39 +159,21 @@ fn what_is_wrong_is_named() {
     let default = Options::default();
     let grow = |region: &Synthetic| fs::write(region.data_file(), [1; 0x9000]).expect("a file");
     let error = refused("changed", &default, false, grow);
-    assert!(
-        error.contains("data") && error.contains("has changed since"),
-        "{error}"
-    );
+    assert!(error.contains("data") && error.contains("has changed since"), "{error}");
     assert_eq!(error.lines().count(), 1);
     let shrink = |region: &Synthetic| {
-        fs::File::options()
-            .write(true)
-            .open(region.slice(0))
-            .expect("it")
-            .set_len(10)
-            .expect("it")
+        fs::File::options().write(true).open(region.slice(0)).expect("it").set_len(10).expect("it")
     };
     let error = refused("short", &default, false, shrink);
     assert!(error.contains("slice 00 has 10 bytes"), "{error}");
-    let error = refused("gone", &default, false, |region| {
-        fs::remove_file(region.slice(9)).expect("it")
-    });
+    let error = refused("gone", &default, false, |region| fs::remove_file(region.slice(9)).expect("it"));
     assert!(error.contains("slice-09"), "{error}");
-    let error = refused("unlinked", &default, false, |region| {
-        fs::remove_file(region.data_file()).expect("it")
-    });
+    let error = refused("unlinked", &default, false, |region| fs::remove_file(region.data_file()).expect("it"));
     assert!(error.contains("cannot open the mapped file"), "{error}");
-    let exe = Options {
-        exe: "/nonexistent/program".into(),
-        ..Options::default()
-    };
+    let exe = Options { exe: "/nonexistent/program".into(), ..Options::default() };
     let error = refused("exe", &exe, false, |_| {});
     assert!(error.contains("/nonexistent/program"), "{error}");
-    let exe = Options {
-        exe: "/etc/passwd".into(),
-        ..Options::default()
-    };
+    let exe = Options { exe: "/etc/passwd".into(), ..Options::default() };
     let error = refused("no-program", &exe, false, |_| {});
     let why = "cannot execute the program's file: Permission denied";
     assert!(error.ends_with(why), "{error}");
@@ -268,24 +195,15 @@ fn force_goes_on_with_a_changed_file() {
 #[test]
 fn the_stub_reports_a_mapping_that_fails() {
     let _alone = alone();
-    let options = Options {
-        unmappable: true,
-        ..Options::default()
-    };
+    let options = Options { unmappable: true, ..Options::default() };
     let error = refused("unmappable", &options, false, |_| {});
-    assert!(
-        error.ends_with("cannot map 50000000000-50000001000, kind 4 (errno 13)"),
-        "{error}"
-    );
+    assert!(error.ends_with("cannot map 50000000000-50000001000, kind 4 (errno 13)"), "{error}");
 }
 
 #[test]
 fn revive_reports_contents_that_are_wrong() {
     let _alone = alone();
-    let options = Options {
-        wrong: true,
-        ..Options::default()
-    };
+    let options = Options { wrong: true, ..Options::default() };
     let error = refused("wrong", &options, false, |_| {});
     assert!(error.ends_with("wrong contents"), "{error}");
 }
@@ -296,13 +214,7 @@ fn revive_reports_contents_that_are_wrong() {
 fn timing() {
     let _alone = alone();
     for mappings in [10, 100, 1000, 10000] {
-        let region = Synthetic::new(
-            "timing",
-            &Options {
-                mappings,
-                ..Options::default()
-            },
-        );
+        let region = Synthetic::new("timing", &Options { mappings, ..Options::default() });
         let mut rounds: Vec<_> = (0..21)
             .map(|_| {
                 let resumed = resume::start(&region.request()).expect("it comes back");
@@ -311,11 +223,6 @@ fn timing() {
             })
             .collect();
         rounds.sort_unstable_by_key(|t| t.plan + t.exec + t.inject + t.rebuild);
-        println!(
-            "{} mappings: median {:?}, best {:?}",
-            region.mapped().len(),
-            rounds[10],
-            rounds[0]
-        );
+        println!("{} mappings: median {:?}, best {:?}", region.mapped().len(), rounds[10], rounds[0]);
     }
 }

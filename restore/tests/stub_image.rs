@@ -11,24 +11,12 @@ use zhuque_restore::stub_image::StubImage;
 #[test]
 fn the_stub_is_flat_and_small() {
     let image = StubImage::parse(stub()).expect("a usable stub");
-    assert!(
-        image.bytes.len().is_multiple_of(4096) && image.bytes.len() <= 0x4000,
-        "{} bytes",
-        image.bytes.len()
-    );
+    assert!(image.bytes.len().is_multiple_of(4096) && image.bytes.len() <= 0x4000, "{} bytes", image.bytes.len());
     assert!(image.entry < image.bytes.len() as u64);
     // xor ebp, ebp: the first instruction of `_start`.
     assert_eq!(&image.bytes[image.entry as usize..][..2], &[0x31, 0xed]);
     let elf = Elf::parse(stub()).expect("an ELF file");
-    let writable = [
-        ".data",
-        ".bss",
-        ".got",
-        ".got.plt",
-        ".data.rel.ro",
-        ".tdata",
-        ".tbss",
-    ];
+    let writable = [".data", ".bss", ".got", ".got.plt", ".data.rel.ro", ".tdata", ".tbss"];
     for section in &elf.section_headers {
         let name = elf.shdr_strtab.get_at(section.sh_name).unwrap_or("");
         assert!(!writable.contains(&name), "the stub has a section {name}");
@@ -39,14 +27,8 @@ fn the_stub_is_flat_and_small() {
 fn ordinary_programs_are_refused() {
     let own = std::fs::read("/proc/self/exe").expect("this test");
     assert!(matches!(StubImage::parse(&own), Err(Error::Stub(_))));
-    assert!(matches!(
-        StubImage::parse(b"#!/bin/sh"),
-        Err(Error::Stub(_))
-    ));
-    assert!(matches!(
-        StubImage::parse(&stub()[..0x200]),
-        Err(Error::Stub(_))
-    ));
+    assert!(matches!(StubImage::parse(b"#!/bin/sh"), Err(Error::Stub(_))));
+    assert!(matches!(StubImage::parse(&stub()[..0x200]), Err(Error::Stub(_))));
 }
 
 #[test]

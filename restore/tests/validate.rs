@@ -35,36 +35,23 @@ fn is_bounds(error: &Error, name: &str) -> bool {
 fn a_good_one_passes() {
     let image = Image::simple();
     let saved = Saved::check(&image.bytes, &machine()).expect("it is good");
-    assert_eq!(
-        (saved.generation, saved.base, saved.revive, saved.threads),
-        (7, BASE, REVIVE, 1)
-    );
+    assert_eq!((saved.generation, saved.base, saved.revive, saved.threads), (7, BASE, REVIVE, 1));
     assert_eq!(saved.process.exe, b"/bin/true");
     assert_eq!(saved.highest_descriptor, -1);
 }
 
 #[test]
 fn not_a_region() {
-    assert!(matches!(
-        Saved::check(&[], &machine()),
-        Err(Error::Short { bytes: 0, .. })
-    ));
-    assert!(matches!(
-        Saved::check(&[0; 4096], &machine()),
-        Err(Error::Short { .. })
-    ));
+    assert!(matches!(Saved::check(&[], &machine()), Err(Error::Short { bytes: 0, .. })));
+    assert!(matches!(Saved::check(&[0; 4096], &machine()), Err(Error::Short { .. })));
     assert_eq!(broken(|i| i.header_u64(0, 1)), Error::Magic);
-    assert_eq!(
-        broken(|i| i.header_u32(8, VERSION + 1)),
-        Error::Version(VERSION + 1)
-    );
+    assert_eq!(broken(|i| i.header_u32(8, VERSION + 1)), Error::Version(VERSION + 1));
     assert_eq!(broken(|i| i.header_u32(12, 1)), Error::HeaderSize(1));
 }
 
 #[test]
 fn every_phase_says_why() {
-    let phase =
-        |phase| broken(move |i| i.header_u64(offset_of!(Header, phase), phase_word(7, phase)));
+    let phase = |phase| broken(move |i| i.header_u64(offset_of!(Header, phase), phase_word(7, phase)));
     assert_eq!(phase(Phase::Creating), Error::NotStarted);
     assert_eq!(phase(Phase::Starting), Error::NotStarted);
     assert_eq!(phase(Phase::Running), Error::NeverSaved);
@@ -80,26 +67,13 @@ fn every_phase_says_why() {
 
 #[test]
 fn checksums() {
-    assert_eq!(
-        broken(|i| i.bytes[offset_of!(Header, revive)] ^= 1),
-        Error::Checksum("header")
-    );
+    assert_eq!(broken(|i| i.bytes[offset_of!(Header, revive)] ^= 1), Error::Checksum("header"));
     assert_eq!(broken(|i| i.bytes[4095] ^= 1), Error::Checksum("header"));
-    assert_eq!(
-        broken(|i| i.bytes[JOURNAL_OFFSET as usize + 20] ^= 1),
-        Error::Checksum("journal")
-    );
-    let tables = [
-        GLOBALS_OFFSET + offset_of!(Globals, brk_now) as u64,
-        NODES_OFFSET + 64,
-        SLOTS_OFFSET + SLOT_STRIDE + 0x9000,
-    ];
+    assert_eq!(broken(|i| i.bytes[JOURNAL_OFFSET as usize + 20] ^= 1), Error::Checksum("journal"));
+    let tables =
+        [GLOBALS_OFFSET + offset_of!(Globals, brk_now) as u64, NODES_OFFSET + 64, SLOTS_OFFSET + SLOT_STRIDE + 0x9000];
     for at in tables {
-        assert_eq!(
-            broken(|i| i.bytes[at as usize] ^= 1),
-            Error::Checksum("tables"),
-            "{at:#x}"
-        );
+        assert_eq!(broken(|i| i.bytes[at as usize] ^= 1), Error::Checksum("tables"), "{at:#x}");
     }
     // What is not in use does not count.
     let mut image = Image::simple();
@@ -112,62 +86,28 @@ fn checksums() {
 #[test]
 fn generation_may_differ_from_the_checksum() {
     let mut image = Image::simple();
-    image.header_u64(
-        offset_of!(Header, phase),
-        phase_word(u64::MAX >> 8, Phase::Saved),
-    );
-    let saved =
-        Saved::check(&image.bytes, &machine()).expect("the phase word is not in the checksum");
+    image.header_u64(offset_of!(Header, phase), phase_word(u64::MAX >> 8, Phase::Saved));
+    let saved = Saved::check(&image.bytes, &machine()).expect("the phase word is not in the checksum");
     assert_eq!(saved.generation, u64::MAX >> 8);
 }
 
 #[test]
 fn counts_and_addresses_are_bounded() {
     let header = |offset, value| resealed(move |i| i.header_u64(offset, value));
-    assert!(is_bounds(
-        &header(offset_of!(Header, base), 0x1000),
-        "control mapping"
-    ));
-    assert!(is_bounds(
-        &header(offset_of!(Header, base), BASE + 1),
-        "control mapping"
-    ));
-    assert!(is_bounds(
-        &header(offset_of!(Header, base), u64::MAX - 0xfff),
-        "control mapping"
-    ));
-    assert!(is_bounds(
-        &header(offset_of!(Header, revive), TASK_SIZE),
-        "revive"
-    ));
-    assert!(is_bounds(
-        &header(offset_of!(Header, journal_bytes), u64::MAX),
-        "journal"
-    ));
+    assert!(is_bounds(&header(offset_of!(Header, base), 0x1000), "control mapping"));
+    assert!(is_bounds(&header(offset_of!(Header, base), BASE + 1), "control mapping"));
+    assert!(is_bounds(&header(offset_of!(Header, base), u64::MAX - 0xfff), "control mapping"));
+    assert!(is_bounds(&header(offset_of!(Header, revive), TASK_SIZE), "revive"));
+    assert!(is_bounds(&header(offset_of!(Header, journal_bytes), u64::MAX), "journal"));
 
     let globals = |offset, value| resealed(move |i| i.globals_u32(offset, value));
     let used = offset_of!(Globals, tree) + offset_of!(TreeHead, used);
-    assert!(is_bounds(
-        &globals(offset_of!(Globals, files), MAX_FILES as u32),
-        "files"
-    ));
-    assert!(is_bounds(
-        &globals(offset_of!(Globals, sites), u32::MAX),
-        "sites"
-    ));
-    assert!(is_bounds(
-        &globals(offset_of!(Globals, slots), u32::MAX),
-        "slots"
-    ));
+    assert!(is_bounds(&globals(offset_of!(Globals, files), MAX_FILES as u32), "files"));
+    assert!(is_bounds(&globals(offset_of!(Globals, sites), u32::MAX), "sites"));
+    assert!(is_bounds(&globals(offset_of!(Globals, slots), u32::MAX), "slots"));
     assert!(is_bounds(&globals(used, u32::MAX), "nodes"));
-    assert!(is_bounds(
-        &resealed(|i| i.header_u32(offset_of!(Header, threads), 2)),
-        "threads"
-    ));
-    assert!(is_bounds(
-        &resealed(|i| i.header_u32(offset_of!(Header, threads), 0)),
-        "threads"
-    ));
+    assert!(is_bounds(&resealed(|i| i.header_u32(offset_of!(Header, threads), 2)), "threads"));
+    assert!(is_bounds(&resealed(|i| i.header_u32(offset_of!(Header, threads), 0)), "threads"));
     let path = FILES_OFFSET as usize + 2048 + offset_of!(FileRecord, path_bytes);
     let long = resealed(|i| {
         i.globals_u32(offset_of!(Globals, files), 1);
@@ -180,18 +120,12 @@ fn counts_and_addresses_are_bounded() {
 fn a_tree_that_is_none() {
     let cycle = resealed(|i| {
         for node in 1..4 {
-            i.put_u32(
-                NODES_OFFSET as usize + node * 64 + offset_of!(Node, left),
-                1,
-            );
+            i.put_u32(NODES_OFFSET as usize + node * 64 + offset_of!(Node, left), 1);
         }
     });
     assert!(matches!(cycle, Error::Damaged(_)), "{cycle}");
     let root = offset_of!(Globals, tree) + offset_of!(TreeHead, root);
-    assert!(matches!(
-        resealed(|i| i.globals_u32(root, 77)),
-        Error::Damaged(_)
-    ));
+    assert!(matches!(resealed(|i| i.globals_u32(root, 77)), Error::Damaged(_)));
 }
 
 #[test]
@@ -205,38 +139,18 @@ fn the_journal_must_make_sense() {
     let good = || Record::Process(process(b"/bin/true", [0; 4], b""));
     assert_eq!(journal(&[good()]), None);
     assert!(matches!(journal(&[]), Some(Error::Damaged(_))));
-    assert!(matches!(
-        journal(&[good(), good()]),
-        Some(Error::Damaged(_))
-    ));
+    assert!(matches!(journal(&[good(), good()]), Some(Error::Damaged(_))));
     for exe in [&b""[..], b"bin/true", b"/bin\0"] {
         let record = Record::Process(process(exe, [0; 4], b""));
         assert!(matches!(journal(&[record]), Some(Error::Damaged(_))));
     }
     let unended = Record::Process(process(b"/bin/true", [0; 4], b"true"));
     assert!(matches!(journal(&[unended]), Some(Error::Damaged(_))));
-    let negative = Record::Descriptor {
-        fd: -3,
-        description: 1,
-        cloexec: false,
-    };
-    assert!(is_bounds(
-        &journal(&[good(), negative]).expect("an error"),
-        "descriptor"
-    ));
-    let object = Object::Unsupported {
-        what: b"anon_inode:[io_uring]",
-    };
-    let ring = Record::Description(Description {
-        id: 1,
-        flags: 0,
-        owner: [0; 3],
-        object,
-    });
-    assert_eq!(
-        journal(&[good(), ring]),
-        Some(Error::Unsupported("anon_inode:[io_uring]".to_owned()))
-    );
+    let negative = Record::Descriptor { fd: -3, description: 1, cloexec: false };
+    assert!(is_bounds(&journal(&[good(), negative]).expect("an error"), "descriptor"));
+    let object = Object::Unsupported { what: b"anon_inode:[io_uring]" };
+    let ring = Record::Description(Description { id: 1, flags: 0, owner: [0; 3], object });
+    assert_eq!(journal(&[good(), ring]), Some(Error::Unsupported("anon_inode:[io_uring]".to_owned())));
 }
 
 #[test]
@@ -255,29 +169,12 @@ fn a_truncated_journal_record() {
 fn what_the_journal_says_is_kept() {
     let mut image = Image::new();
     image.record(&Record::Process(process(b"/bin/true", [0; 4], b"")));
-    image.record(&Record::Limit {
-        resource: 7,
-        soft: 333,
-        hard: 444,
-    });
-    image.record(&Record::Descriptor {
-        fd: 90,
-        description: 1,
-        cloexec: false,
-    });
-    image.record(&Record::EpollEntry {
-        epoll: 1,
-        fd: 91,
-        description: 0,
-        events: 1,
-        data: 0,
-    });
+    image.record(&Record::Limit { resource: 7, soft: 333, hard: 444 });
+    image.record(&Record::Descriptor { fd: 90, description: 1, cloexec: false });
+    image.record(&Record::EpollEntry { epoll: 1, fd: 91, description: 0, events: 1, data: 0 });
     image.seal();
     let saved = Saved::check(&image.bytes, &machine()).expect("it is good");
-    assert_eq!(
-        (saved.descriptor_limit, saved.highest_descriptor),
-        (Some(333), 91)
-    );
+    assert_eq!((saved.descriptor_limit, saved.highest_descriptor), (Some(333), 91));
 }
 
 #[test]
@@ -294,27 +191,15 @@ fn the_processor_must_have_what_the_old_one_had() {
     machine.xcr0 = 0xff;
     assert_eq!(check(&machine), None);
     machine.features[2] = 1 << 5;
-    assert_eq!(
-        check(&machine),
-        Some(Error::Processor("avx512f".to_owned()))
-    );
+    assert_eq!(check(&machine), Some(Error::Processor("avx512f".to_owned())));
     machine.features[2] = u32::MAX;
     machine.xsave_bytes = 835;
-    assert_eq!(
-        check(&machine),
-        Some(Error::VectorState {
-            saved: 836,
-            here: 835
-        })
-    );
+    assert_eq!(check(&machine), Some(Error::VectorState { saved: 836, here: 835 }));
 }
 
 #[test]
 fn errors_are_one_line() {
-    for error in [
-        broken(|i| i.header_u64(0, 1)),
-        resealed(|i| i.header_u64(offset_of!(Header, base), 0)),
-    ] {
+    for error in [broken(|i| i.header_u64(0, 1)), resealed(|i| i.header_u64(offset_of!(Header, base), 0))] {
         let text = error.to_string();
         assert!(!text.contains('\n') && text.contains(": "), "{text}");
     }
@@ -332,14 +217,7 @@ fn random(state: &mut u64) -> u64 {
 fn garbage_never_panics() {
     let mut image = Image::new();
     let file = image.file(b"/bin/true", [1, 2, 3, 4], false);
-    image.map(
-        0x4000_0000,
-        0x4000_3000,
-        zhuque_model::maptree::Attr {
-            file,
-            ..attr(Kind::FilePrivate, 5)
-        },
-    );
+    image.map(0x4000_0000, 0x4000_3000, zhuque_model::maptree::Attr { file, ..attr(Kind::FilePrivate, 5) });
     image.record(&Record::Process(process(b"/bin/true", [0; 4], b"true\0")));
     image.seal();
     let used: Vec<(usize, usize)> = vec![
@@ -356,18 +234,10 @@ fn garbage_never_panics() {
         let (start, bytes) = used[random(&mut state) as usize % used.len()];
         let at = start + random(&mut state) as usize % bytes;
         let old = image.bytes[at];
-        image.bytes[at] = if round % 2 == 0 {
-            random(&mut state) as u8
-        } else {
-            old ^ 1 << (round % 8)
-        };
-        let journal_bytes = u64::from_le_bytes(
-            image.bytes[offset_of!(Header, journal_bytes)..][..8]
-                .try_into()
-                .expect("8"),
-        );
-        if let Some(journal) = image.bytes[JOURNAL_OFFSET as usize..].get(..journal_bytes as usize)
-        {
+        image.bytes[at] = if round % 2 == 0 { random(&mut state) as u8 } else { old ^ 1 << (round % 8) };
+        let journal_bytes =
+            u64::from_le_bytes(image.bytes[offset_of!(Header, journal_bytes)..][..8].try_into().expect("8"));
+        if let Some(journal) = image.bytes[JOURNAL_OFFSET as usize..].get(..journal_bytes as usize) {
             let sum = zhuque_abi::codec::checksum(0, journal);
             image.header_u32(offset_of!(Header, journal_checksum), sum);
         }

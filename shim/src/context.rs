@@ -91,9 +91,8 @@ impl Context {
             return 0;
         }
         // SAFETY: the software bytes lie inside the first 512 bytes, which are always there.
-        let (magic, bytes) = unsafe {
-            (*((state + SOFTWARE_BYTES) as *const u32), *((state + SOFTWARE_BYTES + 4) as *const u32))
-        };
+        let (magic, bytes) =
+            unsafe { (*((state + SOFTWARE_BYTES) as *const u32), *((state + SOFTWARE_BYTES + 4) as *const u32)) };
         if magic == XSTATE_MAGIC { u64::from(bytes) } else { FXSAVE_BYTES }
     }
 

@@ -35,7 +35,10 @@ pub fn error<T>(number: i32) -> Result<T, Errno> {
 }
 
 /// Serves one call. Returns 0 to leave with the frame's registers, 1 for rt_sigreturn.
-pub extern "C" fn serve(slot: *mut Slot) -> u32 {
+///
+/// # Safety
+/// Called by the gate's assembler only, with the calling thread's slot.
+pub unsafe extern "C" fn serve(slot: *mut Slot) -> u32 {
     // SAFETY: the slot is the calling thread's own, and nobody else writes these fields while it runs.
     let slot = unsafe { &mut *slot };
     slot.retry.valid = 0;
@@ -140,15 +143,7 @@ pub fn raw(number: i64, a: [u64; 6]) -> Result64 {
     // SAFETY: the program's own call with its own arguments: what it does to the program's memory is the program's
     // business, and the callers have looked at those that could touch ours.
     check(unsafe {
-        call6(
-            number as usize,
-            a[0] as usize,
-            a[1] as usize,
-            a[2] as usize,
-            a[3] as usize,
-            a[4] as usize,
-            a[5] as usize,
-        )
+        call6(number as usize, a[0] as usize, a[1] as usize, a[2] as usize, a[3] as usize, a[4] as usize, a[5] as usize)
     })
     .map(|value| value as u64)
 }

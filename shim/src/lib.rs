@@ -9,6 +9,8 @@
 //! * [`save`], [`revive`]: the two ends of a failure
 //! * [`control`]: where the region's own data lies
 #![no_std]
+// A failure carries its whole message, since there is no heap to put it in; it is made once, on the way out.
+#![allow(clippy::result_large_err)]
 
 pub mod context;
 pub mod control;

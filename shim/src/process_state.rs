@@ -114,9 +114,9 @@ pub fn mapped_shared(device: u64, inode: u64) -> bool {
     let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
     // SAFETY: as above.
     let files = unsafe { control::files() };
-    tree.iter().filter(|run| run.attr.kind == Kind::FileShared).any(|run| {
-        files.get(run.attr.file as usize).is_some_and(|file| file.device == device && file.inode == inode)
-    })
+    tree.iter()
+        .filter(|run| run.attr.kind == Kind::FileShared)
+        .any(|run| files.get(run.attr.file as usize).is_some_and(|file| file.device == device && file.inode == inode))
 }
 
 /// Notes which processor the program has seen: its code may have chosen instructions by it.

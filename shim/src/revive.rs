@@ -32,7 +32,15 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_SYSVSEM) as u64;
 
 unsafe extern "C" {
-    fn zhuque_clone(flags: u64, stack: u64, parent: u64, child: u64, tls: u64, entry: extern "C" fn(*mut Slot) -> u32, argument: *mut Slot) -> i64;
+    fn zhuque_clone(
+        flags: u64,
+        stack: u64,
+        parent: u64,
+        child: u64,
+        tls: u64,
+        entry: unsafe extern "C" fn(*mut Slot) -> u32,
+        argument: *mut Slot,
+    ) -> i64;
     fn zhuque_return_to_frame(frame: u64) -> !;
 }
 
@@ -54,9 +62,9 @@ pub unsafe extern "C" fn revive(args: *const ResumeArgs) -> ! {
         // SAFETY: the slot is this thread's.
         Some(slot) => go(unsafe { &mut *slot }, true),
         // The main thread had ended before: end this one as well, alone.
-        // SAFETY: exit of one thread.
         None => loop {
-            unsafe { process::other(libc::SYS_exit, [0; 6]).ok() };
+            // SAFETY: exit of one thread.
+            let _ = unsafe { process::other(libc::SYS_exit, [0; 6]) };
         },
     }
 }
@@ -145,9 +153,9 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
 /// Live slots with a saved frame.
 fn saved_slots() -> impl Iterator<Item = *mut Slot> {
     // SAFETY: only reads of plain fields, while nobody runs.
-    (0..control::slots()).map(control::slot).filter(|&slot| unsafe {
-        (*slot).state.load(Ordering::Relaxed) == state::LIVE && (*slot).saved.frame != 0
-    })
+    (0..control::slots())
+        .map(control::slot)
+        .filter(|&slot| unsafe { (*slot).state.load(Ordering::Relaxed) == state::LIVE && (*slot).saved.frame != 0 })
 }
 
 fn is_main(slot: *mut Slot) -> bool {

@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, Phase, Reason, phase_word};
 use zhuque_abi::journal::Record;
-use zhuque_abi::layout::{SIGNAL_STACK_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET};
+use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET};
 use zhuque_abi::life::{Life, boot_flag, parked, stop};
 use zhuque_abi::slot::{Retry, Slot, saved_frame, state};
 use zhuque_sys::{fs, process, signal, time};
@@ -347,7 +347,9 @@ fn header_checksum(header: &Header) -> u32 {
 fn control_checksum() -> u32 {
     let part = |seed: u32, start: u64, bytes: u64| {
         // SAFETY: the ranges lie in the control mapping, and everything stands still.
-        codec::checksum(seed, unsafe { core::slice::from_raw_parts((control::base() + start) as *const u8, bytes as usize) })
+        codec::checksum(seed, unsafe {
+            core::slice::from_raw_parts((control::base() + start) as *const u8, bytes as usize)
+        })
     };
     // SAFETY: as above.
     let globals = unsafe { &*control::globals() };

@@ -14,15 +14,8 @@ use zhuque_tests::{Guest, Life, Store};
 fn main() -> ExitCode {
     let mut compared = Vec::new();
     let store = Store::new();
-    println!(
-        "\nStore: {}, used by uid {}.\n",
-        store.dir().display(),
-        user(&store)
-    );
-    for (needed, part) in [
-        ("python3", count as fn(&Store) -> Vec<String>),
-        ("memcached", serve),
-    ] {
+    println!("\nStore: {}, used by uid {}.\n", store.dir().display(), user(&store));
+    for (needed, part) in [("python3", count as fn(&Store) -> Vec<String>), ("memcached", serve)] {
         if find(needed).is_some() {
             compared.extend(part(&store));
         } else {
@@ -33,21 +26,12 @@ fn main() -> ExitCode {
     for line in &compared {
         println!("  {line}");
     }
-    let wrong = compared
-        .iter()
-        .filter(|line| line.starts_with("WRONG"))
-        .count();
-    if compared.is_empty() || wrong > 0 {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    let wrong = compared.iter().filter(|line| line.starts_with("WRONG")).count();
+    if compared.is_empty() || wrong > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn user(store: &Store) -> u32 {
-    store
-        .user()
-        .unwrap_or_else(|| nix::unistd::geteuid().as_raw())
+    store.user().unwrap_or_else(|| nix::unistd::geteuid().as_raw())
 }
 
 fn say(text: &str) {
@@ -72,22 +56,13 @@ fn show_new(file: &Path, shown: &mut usize) {
 /// CPython counts aloud and loses power twice.
 fn count(store: &Store) -> Vec<String> {
     println!("1. A Python program, unmodified, that keeps everything in a dict\n");
-    say(&format!(
-        "$ zhuque run -n counting -- python3 {} 40",
-        example("counting.py").display()
-    ));
+    say(&format!("$ zhuque run -n counting -- python3 {} 40", example("counting.py").display()));
     let guest = Guest::python("counting.py").arg("40");
     let mut life = Life::start(store, "counting", &guest);
     let (output, mut shown) = (life.output_file("out"), 0);
     for (announce, how) in [
-        (
-            Announce::Fail,
-            "$ zhuque fail counting      # the power fails: every process of the machine is gone",
-        ),
-        (
-            Announce::Signal,
-            "$ kill -PWR $(pidof python3)     # the power fails again, announced by init this time",
-        ),
+        (Announce::Fail, "$ zhuque fail counting      # the power fails: every process of the machine is gone"),
+        (Announce::Signal, "$ kill -PWR $(pidof python3)     # the power fails again, announced by init this time"),
     ] {
         std::thread::sleep(Duration::from_millis(1100));
         let failed = life.fail(announce);
@@ -97,12 +72,8 @@ fn count(store: &Store) -> Vec<String> {
             life.wrong("ended too early");
         }
         let region = store.find("counting");
-        let state = region.map_or("?".to_string(), |is| {
-            format!("{}, {} bytes", is.state, is.bytes)
-        });
-        say(&format!(
-            "(zhuque ended with 75; the region is {state}; nothing of it runs)"
-        ));
+        let state = region.map_or("?".to_string(), |is| format!("{}, {} bytes", is.state, is.bytes));
+        say(&format!("(zhuque ended with 75; the region is {state}; nothing of it runs)"));
         std::thread::sleep(Duration::from_millis(700));
         say("$ zhuque resume counting");
         life.resume();
@@ -114,10 +85,7 @@ fn count(store: &Store) -> Vec<String> {
     println!();
     vec![verdict(
         same,
-        format!(
-            "{} bytes of output, two failures in them, and those of an uninterrupted run",
-            end.stdout.len()
-        ),
+        format!("{} bytes of output, two failures in them, and those of an uninterrupted run", end.stdout.len()),
     )]
 }
 
@@ -126,20 +94,13 @@ fn serve(store: &Store) -> Vec<String> {
     println!("2. memcached under load\n");
     let port = free_port();
     let arguments = ["-t", "4", "-m", "1024", "-U", "0", "-l", "127.0.0.1", "-p"];
-    let guest = Guest::installed("memcached")
-        .args(arguments)
-        .arg(port.to_string());
-    say(&format!(
-        "$ zhuque run -n memcached -- memcached {} {port}",
-        arguments.join(" ")
-    ));
+    let guest = Guest::installed("memcached").args(arguments).arg(port.to_string());
+    say(&format!("$ zhuque run -n memcached -- memcached {} {port}", arguments.join(" ")));
     let mut life = Life::start(store, "memcached", &guest);
     if !ready(Protocol::Memcached, port) {
         life.wrong("does not answer");
     }
-    let mut clients: Vec<Client> = (0..4)
-        .map(|number| Client::new(Protocol::Memcached, port, number, 5000))
-        .collect();
+    let mut clients: Vec<Client> = (0..4).map(|number| Client::new(Protocol::Memcached, port, number, 5000)).collect();
     let (mut kept, mut checked) = (true, 0);
     for _ in 0..3 {
         say("4 clients set and get, and note every STORED that they receive");
@@ -170,27 +131,16 @@ fn serve(store: &Store) -> Vec<String> {
             }
         }
         checked += there;
-        say(&format!(
-            "same port, and {there} keys are there, with the values that were stored last\n"
-        ));
+        say(&format!("same port, and {there} keys are there, with the values that were stored last\n"));
     }
     let removed = store.call("rm", &["memcached"]);
-    say(&format!(
-        "$ zhuque rm memcached  (status {})\n",
-        removed.status
-    ));
-    let unlisted =
-        command::until(PATIENCE, || store.find("memcached").is_none().then_some(())).is_some();
+    say(&format!("$ zhuque rm memcached  (status {})\n", removed.status));
+    let unlisted = command::until(PATIENCE, || store.find("memcached").is_none().then_some(())).is_some();
     vec![
         verdict(
             kept,
-            format!(
-                "{checked} keys of memcached after three failures, and what its clients had been promised"
-            ),
+            format!("{checked} keys of memcached after three failures, and what its clients had been promised"),
         ),
-        verdict(
-            unlisted,
-            "the list of regions after `rm`, and an empty one".to_string(),
-        ),
+        verdict(unlisted, "the list of regions after `rm`, and an empty one".to_string()),
     ]
 }

@@ -21,9 +21,7 @@ const CONNECTIONS: u64 = 4;
 fn main() -> ExitCode {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();
     if wanted.is_empty() {
-        wanted = ["start", "memcached", "python", "power"]
-            .map(String::from)
-            .to_vec();
+        wanted = ["start", "memcached", "python", "power"].map(String::from).to_vec();
     }
     let mut over = 0;
     for name in &wanted {
@@ -39,18 +37,11 @@ fn main() -> ExitCode {
         };
     }
     println!("{over} of the figures are above their limit");
-    if over == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if over == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn rounds() -> usize {
-    std::env::var("ZHUQUE_BENCH_ROUNDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(7)
+    std::env::var("ZHUQUE_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(7)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -61,10 +52,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Prints one figure with its limit; 1 if it is above.
 fn figure(what: &str, found: f64, unit: &str, limit: f64) -> u32 {
     let over = found.is_nan() || found > limit;
-    println!(
-        "{what:<58} {found:9.3} {unit:<5} limit {limit}{}",
-        if over { "  ABOVE" } else { "" }
-    );
+    println!("{what:<58} {found:9.3} {unit:<5} limit {limit}{}", if over { "  ABOVE" } else { "" });
     u32::from(over)
 }
 
@@ -82,9 +70,7 @@ fn compare(
         under.push(persistent());
     }
     let (plain, under) = (median(plain), median(under));
-    println!(
-        "{what}: native {plain:.3} {unit}, under zhuque {under:.3} {unit} (medians of {times})"
-    );
+    println!("{what}: native {plain:.3} {unit}, under zhuque {under:.3} {unit} (medians of {times})");
     (plain, under)
 }
 
@@ -104,20 +90,12 @@ fn start() -> u32 {
     };
     let under = || {
         let began = Instant::now();
-        let ended = store.call(
-            "run",
-            &["-n", "start", "--", &guest.program.to_string_lossy()],
-        );
+        let ended = store.call("run", &["-n", "start", "--", &guest.program.to_string_lossy()]);
         assert_eq!(ended.status, 0, "{}", ended.stderr);
         milliseconds(began)
     };
     let (plain, persistent) = compare("/bin/true", "ms", rounds() * 5, native, under);
-    figure(
-        "start and end of a program, later by",
-        persistent - plain,
-        "ms",
-        10.0,
-    )
+    figure("start and end of a program, later by", persistent - plain, "ms", 10.0)
 }
 
 /// User and system time of a process, s (proc_pid_stat(5), fields 14 and 15, in ticks of 10 ms).
@@ -125,13 +103,8 @@ fn processor_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in parentheses may contain anything.
     let behind = stat.rsplit(')').next().unwrap_or_default();
-    let fields: Vec<f64> = behind
-        .split_whitespace()
-        .map(|field| field.parse().unwrap_or(0.0))
-        .collect();
-    fields
-        .get(11..13)
-        .map_or(f64::NAN, |ticks| ticks.iter().sum::<f64>() / 100.0)
+    let fields: Vec<f64> = behind.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
+    fields.get(11..13).map_or(f64::NAN, |ticks| ticks.iter().sum::<f64>() / 100.0)
 }
 
 /// A fixed sequence of requests, three gets to one set, from several connections; microseconds of `pid` per request.
@@ -162,21 +135,13 @@ fn memcached() -> u32 {
     let store = Store::new();
     let guest = |port: u16| {
         let arguments = ["-t", "4", "-m", "1024", "-U", "0", "-l", "127.0.0.1", "-p"];
-        Guest::installed("memcached")
-            .args(arguments)
-            .arg(port.to_string())
+        Guest::installed("memcached").args(arguments).arg(port.to_string())
     };
     let dir = store.work_dir("native");
     let native = || {
         let port = free_port();
-        let mut child = guest(port)
-            .natively(&store, &dir)
-            .spawn()
-            .expect("memcached");
-        assert!(
-            ready(Protocol::Memcached, port),
-            "memcached does not answer"
-        );
+        let mut child = guest(port).natively(&store, &dir).spawn().expect("memcached");
+        assert!(ready(Protocol::Memcached, port), "memcached does not answer");
         let cost = load(port, child.id());
         let _ = child.kill();
         let _ = wait(&mut child, PATIENCE);
@@ -187,33 +152,17 @@ fn memcached() -> u32 {
         let port = free_port();
         number += 1;
         let mut life = Life::start(&store, &format!("memcached-{number}"), &guest(port));
-        assert!(
-            ready(Protocol::Memcached, port),
-            "memcached does not answer"
-        );
+        assert!(ready(Protocol::Memcached, port), "memcached does not answer");
         let pid = life.pid().expect("memcached runs");
         load(port, pid as u32)
     };
-    let (plain, persistent) = compare(
-        "memcached, processor time per request",
-        "us",
-        rounds(),
-        native,
-        under,
-    );
-    figure(
-        "memcached's processor time per request, ratio",
-        persistent / plain,
-        "",
-        1.03,
-    )
+    let (plain, persistent) = compare("memcached, processor time per request", "us", rounds(), native, under);
+    figure("memcached's processor time per request, ratio", persistent / plain, "", 1.03)
 }
 
 fn python() -> u32 {
     let store = Store::new();
-    let guest = Guest::python("hashing.py")
-        .args(["1000000", "."])
-        .patience(Duration::from_secs(120));
+    let guest = Guest::python("hashing.py").args(["1000000", "."]).patience(Duration::from_secs(120));
     let mut number = 0;
     let native = || {
         number += 1;
@@ -230,56 +179,32 @@ fn python() -> u32 {
         assert_eq!(life.end().status, 0);
         began.elapsed().as_secs_f64()
     };
-    let (plain, persistent) = compare(
-        "CPython, hashing a million numbers",
-        "s",
-        rounds(),
-        native,
-        under,
-    );
+    let (plain, persistent) = compare("CPython, hashing a million numbers", "s", rounds(), native, under);
     figure("CPython's time, ratio", persistent / plain, "", 1.05)
 }
 
 fn wall_ns() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
 }
 
 /// The first `first NS` after `began` that the guest has written. A busy machine makes it write others before.
 fn first_instruction(output: &Path, began: u128) -> Option<u128> {
     let text = fs::read_to_string(output).ok()?;
-    let mut times = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("first ")?.parse().ok());
+    let mut times = text.lines().filter_map(|line| line.strip_prefix("first ")?.parse().ok());
     times.find(|time| *time > began)
 }
 
 /// How much memory could be used now, MiB.
 fn available_mib() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("MemAvailable:"))
-        .unwrap_or_default();
-    line.split_whitespace()
-        .nth(1)
-        .and_then(|kib| kib.parse::<u64>().ok())
-        .unwrap_or(0)
-        / 1024
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
 /// The time that `zhuque fail` reports, ms: the number in front of the first unit of time in its answer.
 fn reported_ms(text: &str) -> Option<f64> {
     let words: Vec<&str> = text.split([' ', '\n', ',', '(', ')']).collect();
-    let units = [
-        ("ns", 1e-6),
-        ("us", 1e-3),
-        ("µs", 1e-3),
-        ("ms", 1.0),
-        ("s", 1e3),
-    ];
+    let units = [("ns", 1e-6), ("us", 1e-3), ("µs", 1e-3), ("ms", 1.0), ("s", 1e3)];
     words.iter().enumerate().find_map(|(at, word)| {
         units.iter().find_map(|(unit, factor)| {
             let joined = word.strip_suffix(unit).filter(|number| !number.is_empty());
@@ -299,11 +224,7 @@ fn power(mib: u64) -> u32 {
     let spin = Guest::new(build("spin")).args(["64", &mib.to_string(), "600"]);
     let mut life = Life::start(&store, "spin", &spin);
     let output = life.output_file("out");
-    let is_ready = until(PATIENCE, || {
-        fs::read_to_string(&output)
-            .ok()
-            .filter(|text| text.contains("ready"))
-    });
+    let is_ready = until(PATIENCE, || fs::read_to_string(&output).ok().filter(|text| text.contains("ready")));
     assert!(is_ready.is_some(), "the guest does not start");
     let (mut reported, mut whole, mut resumed) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds() * 2 {
@@ -318,28 +239,13 @@ fn power(mib: u64) -> u32 {
         std::thread::sleep(Duration::from_millis(100));
         let began = wall_ns();
         life.resume();
-        let Some(first) = until(PATIENCE, || first_instruction(&output, began)) else {
-            life.wrong("does not go on")
-        };
+        let Some(first) = until(PATIENCE, || first_instruction(&output, began)) else { life.wrong("does not go on") };
         resumed.push((first - began) as f64 / 1e6);
     }
     // The last life ends with the region.
     assert!(life.fail(Announce::Fail));
     let at = format!("of 64 threads over {mib} MiB");
-    figure(
-        &format!("fail {at}: SIGPWR to SAVED, as it reports"),
-        median(reported),
-        "ms",
-        2.0,
-    ) + figure(
-        &format!("fail {at}: the whole command"),
-        median(whole),
-        "ms",
-        100.0,
-    ) + figure(
-        &format!("resume {at}: to the first instruction"),
-        median(resumed),
-        "ms",
-        20.0,
-    )
+    figure(&format!("fail {at}: SIGPWR to SAVED, as it reports"), median(reported), "ms", 2.0)
+        + figure(&format!("fail {at}: the whole command"), median(whole), "ms", 100.0)
+        + figure(&format!("resume {at}: to the first instruction"), median(resumed), "ms", 20.0)
 }

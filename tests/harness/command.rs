@@ -33,9 +33,7 @@ pub struct Finished {
 impl Finished {
     /// The one number for an [`ExitStatus`].
     pub fn code(status: ExitStatus) -> i32 {
-        status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
     }
 }
 
@@ -52,20 +50,14 @@ impl From<Output> for Finished {
 /// The top of the workspace.
 pub fn workspace() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent()
-        .expect("tests/ lies in the workspace")
-        .to_path_buf()
+    here.parent().expect("tests/ lies in the workspace").to_path_buf()
 }
 
 /// Where cargo builds to: the running test lies in `TARGET/PROFILE/deps`.
 pub fn target() -> PathBuf {
     let exe = std::env::current_exe().expect("own path");
-    let target = exe
-        .ancestors()
-        .find(|dir| dir.join("CACHEDIR.TAG").exists());
-    target
-        .map(Path::to_path_buf)
-        .unwrap_or_else(|| workspace().join("target"))
+    let target = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+    target.map(Path::to_path_buf).unwrap_or_else(|| workspace().join("target"))
 }
 
 /// The `zhuque` to test: `ZHUQUE_BIN`, else the newer of the release and the debug build.
@@ -77,11 +69,7 @@ pub fn zhuque() -> &'static Path {
         }
         let builds = [target(), workspace().join("target")]
             .into_iter()
-            .flat_map(|dir| {
-                ["release", "debug"]
-                    .into_iter()
-                    .map(move |profile| dir.join(profile).join("zhuque"))
-            });
+            .flat_map(|dir| ["release", "debug"].into_iter().map(move |profile| dir.join(profile).join("zhuque")));
         let newest = builds
             .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
             .max_by_key(|(modified, _)| *modified);
@@ -97,8 +85,7 @@ pub fn open_to_all(path: &Path) -> bool {
     let Ok(path) = path.canonicalize() else {
         return false;
     };
-    path.ancestors()
-        .all(|part| fs::metadata(part).is_ok_and(|data| data.permissions().mode() & 0o5 == 0o5))
+    path.ancestors().all(|part| fs::metadata(part).is_ok_and(|data| data.permissions().mode() & 0o5 == 0o5))
 }
 
 /// A command without this test's own variables, run by `user`.
@@ -112,11 +99,7 @@ pub fn command(program: &Path, user: Option<u32>) -> Command {
     command.stdin(Stdio::null());
     if let Some(id) = user {
         // Leaving uid 0 drops every capability; std drops the supplementary groups with it.
-        command
-            .uid(id)
-            .gid(id)
-            .env("HOME", "/")
-            .env("USER", "nobody");
+        command.uid(id).gid(id).env("HOME", "/").env("USER", "nobody");
     }
     command
 }

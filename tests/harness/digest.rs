@@ -36,12 +36,7 @@ fn collect(dir: &Path, prefix: &str, digest: &mut Digest) {
     for entry in entries.flatten() {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         let data = entry.path().symlink_metadata().expect("metadata");
-        let mut is = FileDigest {
-            mode: data.mode(),
-            owner: data.uid(),
-            size: data.size(),
-            blocks: BTreeMap::new(),
-        };
+        let mut is = FileDigest { mode: data.mode(), owner: data.uid(), size: data.size(), blocks: BTreeMap::new() };
         if data.is_file() {
             is.blocks = blocks(&entry.path(), data.size());
         } else if data.is_dir() {
@@ -83,10 +78,7 @@ fn blocks(path: &Path, size: u64) -> BTreeMap<u64, u64> {
 /// What differs between two digests, in words; `None`: nothing.
 pub fn difference(before: &Digest, after: &Digest) -> Option<String> {
     let mut lines = Vec::new();
-    for name in before
-        .keys()
-        .chain(after.keys().filter(|name| !before.contains_key(*name)))
-    {
+    for name in before.keys().chain(after.keys().filter(|name| !before.contains_key(*name))) {
         match (before.get(name), after.get(name)) {
             (Some(a), Some(b)) if a == b => {}
             (Some(_), None) => lines.push(format!("{name} is gone")),
@@ -94,20 +86,12 @@ pub fn difference(before: &Digest, after: &Digest) -> Option<String> {
             (Some(a), Some(b)) => lines.push(format!("{name}: {}", file_difference(a, b))),
         }
     }
-    if lines.is_empty() {
-        None
-    } else {
-        Some(lines.join("; "))
-    }
+    if lines.is_empty() { None } else { Some(lines.join("; ")) }
 }
 
 fn file_difference(a: &FileDigest, b: &FileDigest) -> String {
     if (a.mode, a.owner, a.size) != (b.mode, b.owner, b.size) {
-        return format!(
-            "mode, owner, size {:?}, then {:?}",
-            (a.mode, a.owner, a.size),
-            (b.mode, b.owner, b.size)
-        );
+        return format!("mode, owner, size {:?}, then {:?}", (a.mode, a.owner, a.size), (b.mode, b.owner, b.size));
     }
     let changed: Vec<String> = a
         .blocks
@@ -116,9 +100,5 @@ fn file_difference(a: &FileDigest, b: &FileDigest) -> String {
         .filter(|at| a.blocks.get(at) != b.blocks.get(at))
         .map(|at| format!("{at:#x}"))
         .collect();
-    format!(
-        "{} blocks differ: {}",
-        changed.len(),
-        changed[..changed.len().min(8)].join(" ")
-    )
+    format!("{} blocks differ: {}", changed.len(), changed[..changed.len().min(8)].join(" "))
 }

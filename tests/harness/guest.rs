@@ -27,12 +27,7 @@ pub struct Guest {
 impl Guest {
     /// Any program.
     pub fn new(program: impl Into<PathBuf>) -> Guest {
-        Guest {
-            program: program.into(),
-            arguments: Vec::new(),
-            environment: Vec::new(),
-            patience: PATIENCE,
-        }
+        Guest { program: program.into(), arguments: Vec::new(), environment: Vec::new(), patience: PATIENCE }
     }
 
     /// A C guest: `examples/NAME.c`, built once.
@@ -42,9 +37,7 @@ impl Guest {
 
     /// An installed program, looked for where packages put them.
     pub fn installed(name: &str) -> Guest {
-        Guest::new(find(name).unwrap_or_else(|| {
-            panic!("{name} is not installed (ci/test installs what is missing)")
-        }))
+        Guest::new(find(name).unwrap_or_else(|| panic!("{name} is not installed (ci/test installs what is missing)")))
     }
 
     /// CPython as packaged, or `ZHUQUE_PYTHON`.
@@ -82,29 +75,15 @@ impl Guest {
 
     /// Its name for messages and regions.
     pub fn name(&self) -> String {
-        let named = |path: &Path| {
-            path.file_stem()
-                .map(|stem| stem.to_string_lossy().into_owned())
-        };
-        let script = self
-            .arguments
-            .first()
-            .map(PathBuf::from)
-            .filter(|path| path.starts_with(script_dir()));
-        script
-            .as_deref()
-            .and_then(named)
-            .or_else(|| named(&self.program))
-            .unwrap_or_default()
+        let named = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let script = self.arguments.first().map(PathBuf::from).filter(|path| path.starts_with(script_dir()));
+        script.as_deref().and_then(named).or_else(|| named(&self.program)).unwrap_or_default()
     }
 
     /// The command that runs it without zhuque, as the store's user, in `dir`.
     pub fn natively(&self, store: &Store, dir: &Path) -> Command {
         let mut command = command::command(&self.program, store.user());
-        command
-            .args(&self.arguments)
-            .envs(self.environment.iter().cloned())
-            .current_dir(dir);
+        command.args(&self.arguments).envs(self.environment.iter().cloned()).current_dir(dir);
         command
     }
 
@@ -118,10 +97,7 @@ impl Guest {
 /// user cannot enter.
 pub fn find(name: &str) -> Option<PathBuf> {
     let places = ["/usr/bin", "/bin", "/usr/sbin", "/usr/local/bin"];
-    places
-        .iter()
-        .map(|dir| Path::new(dir).join(name))
-        .find(|path| path.exists())
+    places.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
 }
 
 /// A file of `examples/`.
@@ -145,11 +121,7 @@ fn script_dir() -> PathBuf {
 /// A script of `examples/`, as a copy that every user can read.
 pub fn shared(name: &str) -> PathBuf {
     let source = example(name);
-    place(&source, name, |to| {
-        fs::copy(&source, to)
-            .map(|_| ())
-            .map_err(|error| error.to_string())
-    })
+    place(&source, name, |to| fs::copy(&source, to).map(|_| ()).map_err(|error| error.to_string()))
 }
 
 /// Builds `examples/NAME.c`.
@@ -161,12 +133,7 @@ pub fn build(name: &str) -> PathBuf {
 pub fn build_with(source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let file = example(&format!("{source}.c"));
     place(&file, name, |to| {
-        let built = Command::new("cc")
-            .args(["-O1", "-g", "-Wall", "-o"])
-            .arg(to)
-            .arg(&file)
-            .args(flags)
-            .output();
+        let built = Command::new("cc").args(["-O1", "-g", "-Wall", "-o"]).arg(to).arg(&file).args(flags).output();
         match built {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
@@ -178,21 +145,14 @@ pub fn build_with(source: &str, name: &str, flags: &[&str]) -> PathBuf {
 /// Makes a file once per test process: written beside its place and renamed, since other processes do the same.
 fn place(source: &Path, name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> PathBuf {
     static PLACED: OnceLock<Mutex<HashMap<String, PathBuf>>> = OnceLock::new();
-    let mut placed = PLACED
-        .get_or_init(Default::default)
-        .lock()
-        .unwrap_or_else(|held| held.into_inner());
+    let mut placed = PLACED.get_or_init(Default::default).lock().unwrap_or_else(|held| held.into_inner());
     if let Some(path) = placed.get(name) {
         return path.clone();
     }
     let path = script_dir().join(name);
     let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
     // A guest that runs elsewhere must not be replaced without need: a region remembers its program.
-    let current = match (
-        modified(&path),
-        modified(source),
-        modified(&example("guest.h")),
-    ) {
+    let current = match (modified(&path), modified(source), modified(&example("guest.h"))) {
         (Some(made), Some(from), Some(header)) => made > from && made > header,
         _ => false,
     };

@@ -61,14 +61,8 @@ impl<'s> Life<'s> {
             born: Instant::now(),
         };
         let mut command = store.zhuque("run");
-        command
-            .args(options)
-            .args(["-n", name, "--"])
-            .arg(&guest.program)
-            .args(&guest.arguments);
-        command
-            .envs(guest.environment.iter().cloned())
-            .current_dir(&life.dir);
+        command.args(options).args(["-n", name, "--"]).arg(&guest.program).args(&guest.arguments);
+        command.envs(guest.environment.iter().cloned()).current_dir(&life.dir);
         life.spawn(command);
         life
     }
@@ -83,9 +77,7 @@ impl<'s> Life<'s> {
             let opened = OpenOptions::new().create(true).append(true).open(path);
             opened.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
-        command
-            .stdout(append(&self.output_file("out")))
-            .stderr(append(&self.output_file("err")));
+        command.stdout(append(&self.output_file("out"))).stderr(append(&self.output_file("err")));
         self.note(format!("{command:?}"));
         match command.spawn() {
             Ok(child) => self.launcher = Some(child),
@@ -94,19 +86,14 @@ impl<'s> Life<'s> {
     }
 
     fn note(&mut self, text: String) {
-        self.log
-            .push(format!("{:8.3} {text}", self.born.elapsed().as_secs_f64()));
+        self.log.push(format!("{:8.3} {text}", self.born.elapsed().as_secs_f64()));
     }
 
     /// Waits until the program runs; `None`: it has ended already.
     pub fn running(&mut self) -> Option<Region> {
         let end = Instant::now() + PATIENCE;
         loop {
-            if let Some(found) = self
-                .store
-                .find(&self.name)
-                .filter(|is| is.state == "running" && is.pid > 0)
-            {
+            if let Some(found) = self.store.find(&self.name).filter(|is| is.state == "running" && is.pid > 0) {
                 return Some(found);
             }
             if self.poll_launcher() {
@@ -158,26 +145,18 @@ impl<'s> Life<'s> {
         let Some(region) = self.running() else {
             return false;
         };
-        self.note(format!(
-            "failure of pid {}, announced by {announce:?}",
-            region.pid
-        ));
+        self.note(format!("failure of pid {}, announced by {announce:?}", region.pid));
         let refused = match announce {
             Announce::Fail => {
                 let told = self.store.call("fail", &[&self.name]);
-                (told.status != 0)
-                    .then(|| format!("fail: {} {}", told.status, told.stderr.trim_end()))
+                (told.status != 0).then(|| format!("fail: {} {}", told.status, told.stderr.trim_end()))
             }
             Announce::Signal => {
                 let sent = kill(Pid::from_raw(region.pid), Signal::SIGPWR);
                 sent.err().map(|error| format!("kill: {error}"))
             }
         };
-        let limit = if refused.is_some() {
-            Duration::from_secs(10)
-        } else {
-            PATIENCE
-        };
+        let limit = if refused.is_some() { Duration::from_secs(10) } else { PATIENCE };
         let why = refused.clone().unwrap_or_else(|| "a failure".to_string());
         let status = self.wait_launcher(limit, &why);
         match (status, refused) {
@@ -191,9 +170,7 @@ impl<'s> Life<'s> {
             }
             // A signal can meet a program that is just ending; a completed `fail` cannot.
             (_, None) if announce == Announce::Signal => false,
-            (status, None) => self.wrong(&format!(
-                "`fail` succeeded, but `zhuque` ended with {status}"
-            )),
+            (status, None) => self.wrong(&format!("`fail` succeeded, but `zhuque` ended with {status}")),
         }
     }
 
@@ -218,8 +195,7 @@ impl<'s> Life<'s> {
         Finished {
             status,
             stdout: fs::read(self.output_file("out")).unwrap_or_default(),
-            stderr: String::from_utf8_lossy(&fs::read(self.output_file("err")).unwrap_or_default())
-                .into_owned(),
+            stderr: String::from_utf8_lossy(&fs::read(self.output_file("err")).unwrap_or_default()).into_owned(),
         }
     }
 
@@ -258,10 +234,7 @@ impl Drop for Life<'_> {
         };
         // The region first: the program must not outlive its launcher.
         let mut command = self.store.zhuque("rm");
-        command
-            .arg(&self.name)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
+        command.arg(&self.name).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         if let Ok(mut remover) = command.spawn()
             && command::wait(&mut remover, Duration::from_secs(10)).is_none()
         {
@@ -277,10 +250,7 @@ impl Drop for Life<'_> {
 
 /// `base` lives, times `ZHUQUE_LIVES`.
 pub fn lives(base: u32) -> u32 {
-    let factor = std::env::var("ZHUQUE_LIVES")
-        .ok()
-        .and_then(|text| text.parse::<u32>().ok())
-        .unwrap_or(1);
+    let factor = std::env::var("ZHUQUE_LIVES").ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(1);
     base * factor.max(1)
 }
 
@@ -304,30 +274,17 @@ pub fn check_lives_in(store: &Store, guest: &Guest, base: u32) {
         let mut life = Life::start(store, &name, guest);
         live(&mut life, lasted, &mut random);
         let found = life.end();
-        let seed = format!(
-            "ZHUQUE_SEED={} (state at this life's start: {before:?})",
-            random.seed()
-        );
+        let seed = format!("ZHUQUE_SEED={} (state at this life's start: {before:?})", random.seed());
         if found.status != expected.status {
-            life.wrong(&format!(
-                "ended with {} instead of {}; {seed}",
-                found.status, expected.status
-            ));
+            life.wrong(&format!("ended with {} instead of {}; {seed}", found.status, expected.status));
         }
         if let Some(difference) = first_difference(&expected.stdout, &found.stdout) {
             life.wrong(&format!("{difference}; {seed}"));
         }
         failures += life.failures;
     }
-    println!(
-        "{}: {planned} lives, {failures} failures, natively {:.2} s",
-        guest.name(),
-        lasted.as_secs_f64()
-    );
-    assert!(
-        failures * 3 >= planned * FAILURES * 2,
-        "only {failures} failures in {planned} lives: it ends too early"
-    );
+    println!("{}: {planned} lives, {failures} failures, natively {:.2} s", guest.name(), lasted.as_secs_f64());
+    assert!(failures * 3 >= planned * FAILURES * 2, "only {failures} failures in {planned} lives: it ends too early");
 }
 
 /// What it prints natively, and how long that takes: the shorter of two runs, since the machine may be busy, which also
@@ -336,13 +293,7 @@ fn natively(store: &Store, guest: &Guest) -> (Finished, Duration) {
     let run = |dir: &str| {
         let began = Instant::now();
         let ended = guest.finish_natively(store, &store.work_dir(dir));
-        assert_eq!(
-            ended.status,
-            0,
-            "natively, {} fails: {}",
-            guest.name(),
-            ended.stderr
-        );
+        assert_eq!(ended.status, 0, "natively, {} fails: {}", guest.name(), ended.stderr);
         (ended, began.elapsed())
     };
     let (expected, lasted) = run("native");
@@ -351,10 +302,7 @@ fn natively(store: &Store, guest: &Guest) -> (Finished, Duration) {
     }
     let (second, again) = run("native-again");
     if let Some(difference) = first_difference(&expected.stdout, &second.stdout) {
-        panic!(
-            "{} is no use as a guest, natively its {difference}",
-            guest.name()
-        );
+        panic!("{} is no use as a guest, natively its {difference}", guest.name());
     }
     (expected, lasted.min(again))
 }
@@ -366,11 +314,7 @@ fn live(life: &mut Life, lasted: Duration, random: &mut Random) {
             return;
         }
         std::thread::sleep(random.time_below(lasted * 8 / 10 / FAILURES));
-        let announce = if random.below(4) == 0 {
-            Announce::Signal
-        } else {
-            Announce::Fail
-        };
+        let announce = if random.below(4) == 0 { Announce::Signal } else { Announce::Fail };
         if !life.fail(announce) {
             return;
         }
@@ -384,14 +328,9 @@ pub fn first_difference(expected: &[u8], found: &[u8]) -> Option<String> {
     if expected == found {
         return None;
     }
-    let at = expected
-        .iter()
-        .zip(found)
-        .take_while(|(a, b)| a == b)
-        .count();
+    let at = expected.iter().zip(found).take_while(|(a, b)| a == b).count();
     let from = at.saturating_sub(60);
-    let around =
-        |bytes: &[u8]| String::from_utf8_lossy(&bytes[from..bytes.len().min(at + 60)]).into_owned();
+    let around = |bytes: &[u8]| String::from_utf8_lossy(&bytes[from..bytes.len().min(at + 60)]).into_owned();
     Some(format!(
         "output differs at byte {at} (of {} and {}): expected {:?}, found {:?}",
         expected.len(),

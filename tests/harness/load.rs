@@ -33,10 +33,7 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         stream.set_write_timeout(Some(Duration::from_secs(20)))?;
-        Ok(Connection {
-            protocol,
-            stream: BufReader::new(stream),
-        })
+        Ok(Connection { protocol, stream: BufReader::new(stream) })
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -65,11 +62,7 @@ impl Connection {
     pub fn set(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
         let head = match self.protocol {
             Protocol::Memcached => format!("set {key} 0 0 {}\r\n", value.len()),
-            Protocol::Redis => format!(
-                "*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n",
-                key.len(),
-                value.len()
-            ),
+            Protocol::Redis => format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len()),
         };
         self.send(&[head.as_bytes(), value, b"\r\n"].concat())?;
         let answer = self.line()?;
@@ -93,11 +86,7 @@ impl Connection {
                     return Err(wrong(&format!("get answered {answer}")));
                 }
                 let value = self.body(number(words[3])?)?;
-                if self.line()? == "END" {
-                    Ok(Some(value))
-                } else {
-                    Err(wrong("get without END"))
-                }
+                if self.line()? == "END" { Ok(Some(value)) } else { Err(wrong("get without END")) }
             }
             Protocol::Redis => {
                 self.send(format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()).as_bytes())?;
@@ -116,8 +105,7 @@ fn wrong(text: &str) -> io::Error {
 }
 
 fn number(text: &str) -> io::Result<usize> {
-    text.parse()
-        .map_err(|_| wrong(&format!("not a number: {text}")))
+    text.parse().map_err(|_| wrong(&format!("not a number: {text}")))
 }
 
 /// A port that was free a moment ago.
@@ -150,14 +138,7 @@ pub struct Client {
 impl Client {
     /// A client with `keys` keys of its own.
     pub fn new(protocol: Protocol, port: u16, number: u64, keys: usize) -> Client {
-        Client {
-            number,
-            protocol,
-            port,
-            keys: vec![(0, 0); keys],
-            random: Random::from_seed(number),
-            answered: 0,
-        }
+        Client { number, protocol, port, keys: vec![(0, 0); keys], random: Random::from_seed(number), answered: 0 }
     }
 
     fn key(&self, index: usize) -> String {
@@ -180,10 +161,7 @@ impl Client {
             } else {
                 let version = self.keys[index].1 + 1;
                 self.keys[index].1 = version;
-                if connection
-                    .set(&key, &value(self.number, index as u64, version))
-                    .is_err()
-                {
+                if connection.set(&key, &value(self.number, index as u64, version)).is_err() {
                     return Ok(());
                 }
                 self.keys[index].0 = version;
@@ -202,14 +180,9 @@ impl Client {
             None if stored == 0 => Ok(()),
             None => Err(format!("{key}: lost, version {stored} had been stored")),
             Some(bytes) => {
-                let fits = (stored.max(1)..=sent)
-                    .any(|version| bytes == value(self.number, index as u64, version));
+                let fits = (stored.max(1)..=sent).any(|version| bytes == value(self.number, index as u64, version));
                 let text = String::from_utf8_lossy(&bytes).into_owned();
-                if fits {
-                    Ok(())
-                } else {
-                    Err(format!("{key}: {text:?}, not version {stored} to {sent}"))
-                }
+                if fits { Ok(()) } else { Err(format!("{key}: {text:?}, not version {stored} to {sent}")) }
             }
         }
     }
@@ -247,10 +220,7 @@ pub struct Load {
 impl Load {
     /// Lets every client work until its connection breaks or [`Load::stop`].
     pub fn start(clients: Vec<Client>) -> Load {
-        let (stop, total) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU64::new(0)),
-        );
+        let (stop, total) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let threads = clients.into_iter().map(|mut client| {
             let (stop, total) = (stop.clone(), total.clone());
             std::thread::spawn(move || {
@@ -259,11 +229,7 @@ impl Load {
             })
         });
         let threads = threads.collect();
-        Load {
-            stop,
-            total,
-            threads,
-        }
+        Load { stop, total, threads }
     }
 
     /// Ends them and gives them back, or what one of them found wrong.
@@ -281,10 +247,6 @@ impl Load {
 
 /// Waits until the server answers on `port`.
 pub fn ready(protocol: Protocol, port: u16) -> bool {
-    let probe = || {
-        Connection::open(protocol, port)
-            .and_then(|mut is| is.get("nothing"))
-            .ok()
-    };
+    let probe = || Connection::open(protocol, port).and_then(|mut is| is.get("nothing")).ok();
     crate::command::until(crate::command::PATIENCE, probe).is_some()
 }

@@ -12,13 +12,9 @@ pub struct Random {
 impl Random {
     /// Starts from `ZHUQUE_SEED`, else from the clock.
     pub fn new() -> Random {
-        let given = std::env::var("ZHUQUE_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok());
+        let given = std::env::var("ZHUQUE_SEED").ok().and_then(|text| text.parse().ok());
         Random::from_seed(given.unwrap_or_else(|| {
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             now.as_nanos() as u64 & 0xffff_ffff
         }))
     }

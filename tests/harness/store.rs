@@ -42,16 +42,11 @@ fn new_base() -> PathBuf {
     let given = std::env::var_os("ZHUQUE_TEST_DIR").map(PathBuf::from);
     let parent = given.unwrap_or_else(|| {
         let shm = Path::new("/dev/shm");
-        let room =
-            nix::sys::statvfs::statvfs(shm).map(|is| is.blocks_available() * is.fragment_size());
+        let room = nix::sys::statvfs::statvfs(shm).map(|is| is.blocks_available() * is.fragment_size());
         // Docker's /dev/shm has 64 MiB and cannot execute.
         let noexec = nix::sys::statvfs::FsFlags::ST_NOEXEC;
         let usable = nix::sys::statvfs::statvfs(shm).is_ok_and(|is| !is.flags().contains(noexec));
-        if usable && room.is_ok_and(|bytes| bytes > 3 << 30) {
-            shm.to_path_buf()
-        } else {
-            std::env::temp_dir()
-        }
+        if usable && room.is_ok_and(|bytes| bytes > 3 << 30) { shm.to_path_buf() } else { std::env::temp_dir() }
     });
     let number = NUMBER.fetch_add(1, Ordering::SeqCst);
     let base = parent.join(format!("zq-test-{}-{number}", std::process::id()));
@@ -74,11 +69,7 @@ impl Store {
 
     fn of(user: Option<u32>) -> Store {
         let base = new_base();
-        let mut store = Store {
-            zhuque: command::zhuque().to_path_buf(),
-            base,
-            user,
-        };
+        let mut store = Store { zhuque: command::zhuque().to_path_buf(), base, user };
         // An ordinary user cannot reach a build below /root, say.
         if user.is_some() && !command::open_to_all(&store.zhuque) {
             let copy = store.base.join("zhuque");
@@ -130,11 +121,7 @@ impl Store {
     /// A `zhuque` command line for this store, run by its user.
     pub fn zhuque(&self, subcommand: &str) -> Command {
         let mut command = command::command(&self.zhuque, self.user);
-        command
-            .arg(subcommand)
-            .arg("-s")
-            .arg(self.dir())
-            .current_dir(&self.base);
+        command.arg(subcommand).arg("-s").arg(self.dir()).current_dir(&self.base);
         command
     }
 
@@ -149,21 +136,10 @@ impl Store {
     pub fn regions(&self) -> Vec<Region> {
         let listed = self.call("ls", &["--json"]);
         assert_eq!(listed.status, 0, "ls --json: {}", listed.stderr);
-        let parsed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_else(|error| {
-            panic!(
-                "ls --json: {error}: {}",
-                String::from_utf8_lossy(&listed.stdout)
-            )
-        });
-        let number =
-            |object: &Value, key: &str| object.get(key).and_then(Value::as_u64).unwrap_or(0);
-        let text = |object: &Value, key: &str| {
-            object
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or("")
-                .to_string()
-        };
+        let parsed: Value = serde_json::from_slice(&listed.stdout)
+            .unwrap_or_else(|error| panic!("ls --json: {error}: {}", String::from_utf8_lossy(&listed.stdout)));
+        let number = |object: &Value, key: &str| object.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let text = |object: &Value, key: &str| object.get(key).and_then(Value::as_str).unwrap_or("").to_string();
         let objects = parsed.as_array().cloned().unwrap_or_default();
         let regions = objects.iter().map(|object| Region {
             name: text(object, "name"),
@@ -178,27 +154,16 @@ impl Store {
 
     /// The region called `name`, if it is listed.
     pub fn find(&self, name: &str) -> Option<Region> {
-        self.regions()
-            .into_iter()
-            .find(|region| region.name == name)
+        self.regions().into_iter().find(|region| region.name == name)
     }
 
     /// Everything known of a region, for a test's last words.
     pub fn describe(&self, name: &str) -> String {
         let mut text = String::new();
-        for (subcommand, arguments) in [
-            ("ls", vec![]),
-            ("inspect", vec![name]),
-            ("inspect", vec![name, "threads"]),
-        ] {
+        for (subcommand, arguments) in [("ls", vec![]), ("inspect", vec![name]), ("inspect", vec![name, "threads"])] {
             let told = self.call(subcommand, &arguments);
             let out = String::from_utf8_lossy(&told.stdout).into_owned();
-            text += &format!(
-                "--- {subcommand} {}: {}\n{out}{}",
-                arguments.join(" "),
-                told.status,
-                told.stderr
-            );
+            text += &format!("--- {subcommand} {}: {}\n{out}{}", arguments.join(" "), told.status, told.stderr);
         }
         text
     }
@@ -218,16 +183,9 @@ impl Drop for Store {
         }
         // Only names in this store, so only what this test has started.
         for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
-            if let Some(name) = entry
-                .file_name()
-                .to_str()
-                .filter(|_| entry.path().join("control").exists())
-            {
+            if let Some(name) = entry.file_name().to_str().filter(|_| entry.path().join("control").exists()) {
                 let mut command = self.zhuque("rm");
-                command
-                    .arg(name)
-                    .stdout(std::process::Stdio::null())
-                    .stderr(std::process::Stdio::null());
+                command.arg(name).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
                 if let Ok(mut child) = command.spawn()
                     && command::wait(&mut child, PATIENCE).is_none()
                 {

@@ -15,24 +15,11 @@ use zhuque_tests::{Finished, Guest, Life, Store, digest};
 /// One line on standard error that names zhuque and every one of `words`, and the right status.
 fn check_refusal(refused: &Finished, statuses: &[i32], words: &[&str]) {
     let shown = format!("status {}, stderr {:?}", refused.status, refused.stderr);
-    assert!(
-        statuses.contains(&refused.status),
-        "not {statuses:?}: {shown}"
-    );
-    assert_eq!(
-        refused.stderr.trim_end().lines().count(),
-        1,
-        "not one line: {shown}"
-    );
-    assert!(
-        refused.stderr.starts_with("zhuque: "),
-        "does not say who speaks: {shown}"
-    );
+    assert!(statuses.contains(&refused.status), "not {statuses:?}: {shown}");
+    assert_eq!(refused.stderr.trim_end().lines().count(), 1, "not one line: {shown}");
+    assert!(refused.stderr.starts_with("zhuque: "), "does not say who speaks: {shown}");
     for word in words {
-        assert!(
-            refused.stderr.to_lowercase().contains(&word.to_lowercase()),
-            "no {word:?}: {shown}"
-        );
+        assert!(refused.stderr.to_lowercase().contains(&word.to_lowercase()), "no {word:?}: {shown}");
     }
     assert!(refused.stdout.is_empty(), "the program has run: {shown}");
 }
@@ -59,11 +46,7 @@ fn check_unchanged(store: &Store, name: &str, words: &[&str], attempt: impl FnOn
     let before = digest::of(&store.region(name));
     check_refusal(&attempt(), &[ERROR], words);
     let after = digest::of(&store.region(name));
-    assert_eq!(
-        digest::difference(&before, &after),
-        None,
-        "the region has changed"
-    );
+    assert_eq!(digest::difference(&before, &after), None, "the region has changed");
 }
 
 /// It can still be resumed, and ends well.
@@ -86,35 +69,15 @@ fn unknown_names() {
 fn names_that_are_no_names() {
     let store = Store::new();
     let long = "n".repeat(300);
-    for name in [
-        "a/b",
-        "..",
-        ".",
-        "",
-        "/etc",
-        "../store",
-        long.as_str(),
-        "line\nbreak",
-    ] {
-        for (subcommand, arguments) in [
-            ("run", vec!["-n", name, "--", "/bin/true"]),
-            ("resume", vec!["--", name]),
-        ] {
+    for name in ["a/b", "..", ".", "", "/etc", "../store", long.as_str(), "line\nbreak"] {
+        for (subcommand, arguments) in [("run", vec!["-n", name, "--", "/bin/true"]), ("resume", vec!["--", name])] {
             let refused = store.call(subcommand, &arguments);
             assert_eq!(refused.status, ERROR, "{subcommand} {name:?}: {refused:?}");
-            assert_eq!(
-                refused.stderr.trim_end().lines().count(),
-                1,
-                "{subcommand} {name:?}: {refused:?}"
-            );
+            assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{subcommand} {name:?}: {refused:?}");
         }
     }
     assert_eq!(
-        fs::read_dir(store.dir())
-            .expect("store")
-            .flatten()
-            .filter(|is| is.path().join("control").exists())
-            .count(),
+        fs::read_dir(store.dir()).expect("store").flatten().filter(|is| is.path().join("control").exists()).count(),
         0
     );
 }
@@ -138,13 +101,8 @@ fn resuming_what_runs_and_what_has_ended() {
     life.up();
     check_refusal(&store.call("resume", &["kept"]), &[ERROR], &["kept", "run"]);
     assert_eq!(life.end().status, 0);
-    assert_eq!(
-        store.find("kept").map(|region| region.state).as_deref(),
-        Some("ended")
-    );
-    check_unchanged(&store, "kept", &["kept", "ended"], || {
-        store.call("resume", &["kept"])
-    });
+    assert_eq!(store.find("kept").map(|region| region.state).as_deref(), Some("ended"));
+    check_unchanged(&store, "kept", &["kept", "ended"], || store.call("resume", &["kept"]));
     check_unchanged(&store, "kept", &["kept"], || store.call("fail", &["kept"]));
     assert_eq!(store.call("rm", &["kept"]).status, 0);
     assert!(!store.region("kept").exists());
@@ -154,41 +112,26 @@ fn resuming_what_runs_and_what_has_ended() {
 fn failing_what_is_saved_already() {
     let store = Store::new();
     let mut life = saved(&store, "twice");
-    check_unchanged(&store, "twice", &["twice"], || {
-        store.call("fail", &["twice"])
-    });
+    check_unchanged(&store, "twice", &["twice"], || store.call("fail", &["twice"]));
     check_resumes(&mut life);
 }
 
 #[test]
 fn resuming_what_was_killed_unsaved() {
     let store = Store::new();
-    let mut life = Life::start(
-        &store,
-        "killed",
-        &Guest::c("threads").args(["4", "1000000"]),
-    );
+    let mut life = Life::start(&store, "killed", &Guest::c("threads").args(["4", "1000000"]));
     let region = life.up();
     kill(Pid::from_raw(region.pid), Signal::SIGKILL).expect("kill");
     assert_eq!(life.end().status, 128 + 9);
     // Once a guardian saves killed programs, this needs --no-guard.
-    if store
-        .find("killed")
-        .is_some_and(|region| region.state != "saved")
-    {
-        check_unchanged(&store, "killed", &["killed"], || {
-            store.call("resume", &["killed"])
-        });
+    if store.find("killed").is_some_and(|region| region.state != "saved") {
+        check_unchanged(&store, "killed", &["killed"], || store.call("resume", &["killed"]));
     }
 }
 
 /// Overwrites bytes of a file, and what stood there.
 fn overwrite(path: &Path, offset: u64, bytes: &[u8]) -> Vec<u8> {
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .expect("open");
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("open");
     let mut old = vec![0; bytes.len()];
     file.read_exact_at(&mut old, offset).expect("read");
     file.write_all_at(bytes, offset).expect("write");
@@ -219,14 +162,9 @@ fn corrupted_regions() {
     // In the header, in the globals, in the mapping table, in the journal, in the first slot (shim/abi/src/layout.rs).
     for offset in [0x28, 0x48, 0x1010, 0x200_0040, 0x800_0010, 0x1000_0040] {
         let mut byte = [0];
-        fs::File::open(&control)
-            .expect("open")
-            .read_exact_at(&mut byte, offset)
-            .expect("read");
+        fs::File::open(&control).expect("open").read_exact_at(&mut byte, offset).expect("read");
         let old = overwrite(&control, offset, &[byte[0] ^ 0x10]);
-        check_unchanged(&store, "bits", &["bits"], || {
-            store.call("resume", &["bits"])
-        });
+        check_unchanged(&store, "bits", &["bits"], || store.call("resume", &["bits"]));
         overwrite(&control, offset, &old);
     }
     check_resumes(&mut life);
@@ -242,45 +180,23 @@ fn truncated_regions() {
         let size = fs::metadata(&whole).expect("metadata").len();
         // A sparse copy by cp keeps holes.
         assert!(
-            Command::new("cp")
-                .args(["--sparse=always", "-p"])
-                .arg(&whole)
-                .arg(&kept)
-                .status()
-                .expect("cp")
-                .success()
+            Command::new("cp").args(["--sparse=always", "-p"]).arg(&whole).arg(&kept).status().expect("cp").success()
         );
         for length in [0, 100, 4096, size / 2] {
-            let file = fs::OpenOptions::new()
-                .write(true)
-                .open(&whole)
-                .expect("open");
+            let file = fs::OpenOptions::new().write(true).open(&whole).expect("open");
             file.set_len(length.min(size)).expect("truncate");
             drop(file);
-            check_unchanged(&store, "short", &["short"], || {
-                store.call("resume", &["short"])
-            });
+            check_unchanged(&store, "short", &["short"], || store.call("resume", &["short"]));
         }
         assert!(
-            Command::new("cp")
-                .args(["--sparse=always", "-p"])
-                .arg(&kept)
-                .arg(&whole)
-                .status()
-                .expect("cp")
-                .success()
+            Command::new("cp").args(["--sparse=always", "-p"]).arg(&kept).arg(&whole).status().expect("cp").success()
         );
     }
-    let slice = fs::read_dir(&region)
-        .expect("region")
-        .flatten()
-        .map(|entry| entry.path());
+    let slice = fs::read_dir(&region).expect("region").flatten().map(|entry| entry.path());
     for path in slice.filter(|path| path.to_string_lossy().contains("slice-")) {
         let moved = store.beside("slice");
         fs::rename(&path, &moved).expect("rename");
-        check_unchanged(&store, "short", &["short"], || {
-            store.call("resume", &["short"])
-        });
+        check_unchanged(&store, "short", &["short"], || store.call("resume", &["short"]));
         fs::rename(&moved, &path).expect("rename");
     }
     check_resumes(&mut life);
@@ -292,9 +208,7 @@ fn regions_of_others() {
     let mut life = saved(&store, "mine");
     let region = store.region("mine");
     fs::set_permissions(&region, fs::Permissions::from_mode(0o777)).expect("permissions");
-    check_unchanged(&store, "mine", &["mine"], || {
-        store.call("resume", &["mine"])
-    });
+    check_unchanged(&store, "mine", &["mine"], || store.call("resume", &["mine"]));
     fs::set_permissions(&region, fs::Permissions::from_mode(0o700)).expect("permissions");
     let real = store.beside("real");
     fs::rename(&region, &real).expect("rename");
@@ -317,43 +231,26 @@ fn a_program_or_library_that_has_changed() {
     let (program, library) = (store.beside("program"), store.beside("libanswer.so"));
     let source = store.beside("answer.c");
     fs::write(&source, "int answer(void) { return 42; }\n").expect("source");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .arg(&library)
-        .arg(&source)
-        .status();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
     assert!(built.expect("cc").success());
     let main = store.beside("main.c");
     let text = "#include <unistd.h>\nint answer(void);\nint main(void) { for (int i = 0; i < 400; i++) usleep(5000); return answer() - 42; }\n";
     fs::write(&main, text).expect("source");
-    let built = Command::new("cc")
-        .arg("-o")
-        .arg(&program)
-        .arg(&main)
-        .arg(&library)
-        .status();
+    let built = Command::new("cc").arg("-o").arg(&program).arg(&main).arg(&library).status();
     assert!(built.expect("cc").success());
     let mut life = saved_guest(&store, "changed", &Guest::new(&program));
     for path in [&program, &library] {
         let kept = store.beside("kept");
         fs::rename(path, &kept).expect("rename");
-        let named = path
-            .file_name()
-            .expect("name")
-            .to_string_lossy()
-            .into_owned();
+        let named = path.file_name().expect("name").to_string_lossy().into_owned();
         // Gone, then another one in its place.
-        check_unchanged(&store, "changed", &[&named], || {
-            store.call("resume", &["changed"])
-        });
+        check_unchanged(&store, "changed", &[&named], || store.call("resume", &["changed"]));
         fs::copy(&kept, path).expect("copy");
         let mut bytes = fs::read(path).expect("read");
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         fs::write(path, bytes).expect("write");
-        check_unchanged(&store, "changed", &[&named], || {
-            store.call("resume", &["changed"])
-        });
+        check_unchanged(&store, "changed", &[&named], || store.call("resume", &["changed"]));
         fs::rename(&kept, path).expect("rename");
     }
     check_resumes(&mut life);
@@ -364,10 +261,7 @@ fn stores_that_are_none() {
     let store = Store::new();
     let run = |dir: &Path| {
         let mut command = command::command(command::zhuque(), None);
-        command
-            .args(["run", "-s"])
-            .arg(dir)
-            .args(["-n", "x", "--", "/bin/true"]);
+        command.args(["run", "-s"]).arg(dir).args(["-n", "x", "--", "/bin/true"]);
         command::finish(command, PATIENCE)
     };
     let missing = store.beside("missing/deep/store");
@@ -378,11 +272,7 @@ fn stores_that_are_none() {
     // Read-only for its own user: no region can be made there.
     fs::set_permissions(store.dir(), fs::Permissions::from_mode(0o500)).expect("permissions");
     if store.user().is_some() || !is_root() {
-        check_refusal(
-            &store.call("run", &["-n", "x", "--", "/bin/true"]),
-            &[ERROR],
-            &["store"],
-        );
+        check_refusal(&store.call("run", &["-n", "x", "--", "/bin/true"]), &[ERROR], &["store"]);
     }
     fs::set_permissions(store.dir(), fs::Permissions::from_mode(0o700)).expect("permissions");
 }
@@ -392,10 +282,7 @@ struct Mounted<'d>(&'d Path);
 
 impl<'d> Mounted<'d> {
     fn tmpfs(dir: &'d Path, options: &str) -> Option<Mounted<'d>> {
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "zhuque-test"])
-            .arg(dir)
-            .status();
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", options, "zhuque-test"]).arg(dir).status();
         status.is_ok_and(|is| is.success()).then_some(Mounted(dir))
     }
 }
@@ -414,16 +301,12 @@ fn full_and_read_only_stores() {
     let run = || {
         let mut command = store.zhuque("run");
         command = command::command(Path::new(command.get_program()), store.user());
-        command
-            .args(["run", "-s"])
-            .arg(&dir)
-            .args(["-n", "x", "--", "/bin/true"]);
+        command.args(["run", "-s"]).arg(&dir).args(["-n", "x", "--", "/bin/true"]);
         command::finish(command, PATIENCE)
     };
-    for (options, why) in [
-        (format!("size=64k,mode=700,uid={owner},gid={owner}"), "full"),
-        ("ro,size=1g".to_string(), "read-only"),
-    ] {
+    for (options, why) in
+        [(format!("size=64k,mode=700,uid={owner},gid={owner}"), "full"), ("ro,size=1g".to_string(), "read-only")]
+    {
         let Some(_mounted) = Mounted::tmpfs(&dir, &options) else {
             println!("not tried: no tmpfs can be mounted here");
             return;
@@ -465,27 +348,11 @@ fn programs_that_cannot_be_persistent() {
     check_program(&store, &setuid, &refused, &["setuid"]);
     let bare = store.beside("bare.c");
     fs::write(&bare, "void _start(void) { for (;;) ; }\n").expect("source");
-    match make(
-        "old",
-        &[
-            "-m32",
-            "-nostdlib",
-            "-static",
-            "-fno-pic",
-            "-no-pie",
-            "-fcf-protection=none",
-        ],
-        &bare,
-    ) {
+    match make("old", &["-m32", "-nostdlib", "-static", "-fno-pic", "-no-pie", "-fcf-protection=none"], &bare) {
         Some(old) => check_program(&store, &old, &refused, &["32-bit"]),
         None => println!("not tried: cc cannot make 32-bit programs"),
     }
-    check_program(
-        &store,
-        &store.beside("nothing-here"),
-        &[127],
-        &["nothing-here"],
-    );
+    check_program(&store, &store.beside("nothing-here"), &[127], &["nothing-here"]);
     check_program(&store, &source, &[126], &["plain.c"]);
     let text = store.beside("text");
     fs::write(&text, "neither ELF nor a script\n").expect("write");
@@ -497,23 +364,13 @@ fn programs_that_cannot_be_persistent() {
 fn statuses_of_programs_pass_through() {
     let store = Store::new();
     let shell = find("sh").expect("sh");
-    for (script, status) in [
-        ("exit 0", 0),
-        ("exit 3", 3),
-        ("exit 75", 75),
-        ("kill -TERM $$", 143),
-        ("kill -SEGV $$", 139),
-    ] {
-        let ended = store.call(
-            "run",
-            &["-n", "x", "--", &shell.to_string_lossy(), "-c", script],
-        );
+    for (script, status) in
+        [("exit 0", 0), ("exit 3", 3), ("exit 75", 75), ("kill -TERM $$", 143), ("kill -SEGV $$", 139)]
+    {
+        let ended = store.call("run", &["-n", "x", "--", &shell.to_string_lossy(), "-c", script]);
         assert_eq!(ended.status, status, "{script}: {ended:?}");
         if status != 139 {
-            assert!(
-                !store.region("x").exists(),
-                "{script}: the region is still there"
-            );
+            assert!(!store.region("x").exists(), "{script}: the region is still there");
         }
         let _ = store.call("rm", &["x"]);
     }
@@ -523,11 +380,7 @@ fn statuses_of_programs_pass_through() {
 #[test]
 fn wrong_command_lines() {
     let store = Store::new();
-    for arguments in [
-        vec!["run"],
-        vec!["run", "--no-such-option", "--", "/bin/true"],
-        vec!["no-such-command"],
-    ] {
+    for arguments in [vec!["run"], vec!["run", "--no-such-option", "--", "/bin/true"], vec!["no-such-command"]] {
         let mut command = command::command(command::zhuque(), None);
         command.args(&arguments).env("ZHUQUE_STORE", store.dir());
         let refused = command::finish(command, PATIENCE);

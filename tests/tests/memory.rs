@@ -8,21 +8,14 @@ fn random_changes_agree_with_a_model() {
     // The acceptance is a minute; under `ci/soak` every life is another sequence.
     let seed = Random::new().bits() % 1_000_000;
     println!("memory seed {seed}");
-    let guest = Guest::c("memory")
-        .args(["60000", &seed.to_string()])
-        .patience(Duration::from_secs(180));
+    let guest = Guest::c("memory").args(["60000", &seed.to_string()]).patience(Duration::from_secs(180));
     check_lives(&guest, 3);
 }
 
 #[test]
 fn a_minute_of_random_changes() {
     // About a minute natively on the machine this was written on.
-    check_lives(
-        &Guest::c("memory")
-            .args(["1400000", "3"])
-            .patience(Duration::from_secs(400)),
-        1,
-    );
+    check_lives(&Guest::c("memory").args(["1400000", "3"]).patience(Duration::from_secs(400)), 1);
 }
 
 #[test]

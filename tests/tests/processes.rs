@@ -5,10 +5,5 @@ use zhuque_tests::{Guest, check_lives};
 
 #[test]
 fn children_of_every_kind() {
-    check_lives(
-        &Guest::c("fork")
-            .arg("150")
-            .patience(Duration::from_secs(120)),
-        4,
-    );
+    check_lives(&Guest::c("fork").arg("150").patience(Duration::from_secs(120)), 4);
 }

@@ -7,55 +7,30 @@ use zhuque_tests::{Random, Store, check_lives, life};
 
 #[test]
 fn cpython_with_threads_sqlite_and_children() {
-    let entries = if std::env::var_os("ZHUQUE_SMALL").is_some() {
-        "200000"
-    } else {
-        "1000000"
-    };
-    check_lives(
-        &Guest::python("hashing.py")
-            .args([entries, "."])
-            .patience(Duration::from_secs(120)),
-        8,
-    );
+    let entries = if std::env::var_os("ZHUQUE_SMALL").is_some() { "200000" } else { "1000000" };
+    check_lives(&Guest::python("hashing.py").args([entries, "."]).patience(Duration::from_secs(120)), 8);
 }
 
 #[test]
 fn sqlite3_shell_in_a_long_transaction() {
     let script = shared("transaction.sql");
     let read = format!(".read '{}'", script.display());
-    check_lives(
-        &Guest::installed("sqlite3").args(["-batch", "rows.db", &read]),
-        3,
-    );
+    check_lives(&Guest::installed("sqlite3").args(["-batch", "rows.db", &read]), 3);
 }
 
 #[test]
 fn lua() {
-    check_lives(
-        &Guest::installed("lua5.4")
-            .arg(shared("tables.lua"))
-            .arg("700"),
-        3,
-    );
+    check_lives(&Guest::installed("lua5.4").arg(shared("tables.lua")).arg("700"), 3);
 }
 
 #[test]
 fn perl() {
-    check_lives(
-        &Guest::installed("perl").arg(shared("words.pl")).arg("240"),
-        3,
-    );
+    check_lives(&Guest::installed("perl").arg(shared("words.pl")).arg("240"), 3);
 }
 
 #[test]
 fn bash_in_a_loop_of_builtins() {
-    check_lives(
-        &Guest::installed("bash")
-            .arg(shared("builtins.sh"))
-            .arg("60"),
-        3,
-    );
+    check_lives(&Guest::installed("bash").arg(shared("builtins.sh")).arg("60"), 3);
 }
 
 #[test]
@@ -63,16 +38,10 @@ fn xz_with_two_threads() {
     let store = Store::new();
     let input = store.beside("input");
     let mut random = Random::from_seed(11);
-    let words: Vec<String> = (0..500)
-        .map(|_| format!("{:x} ", random.below(1 << 30)))
-        .collect();
-    let text: String = (0..1_600_000)
-        .map(|_| words[random.below(500) as usize].as_str())
-        .collect();
+    let words: Vec<String> = (0..500).map(|_| format!("{:x} ", random.below(1 << 30))).collect();
+    let text: String = (0..1_600_000).map(|_| words[random.below(500) as usize].as_str()).collect();
     fs::write(&input, text).expect("input");
-    let guest = Guest::installed("xz")
-        .args(["-T2", "-2", "--block-size=1MiB", "-c"])
-        .arg(&input);
+    let guest = Guest::installed("xz").args(["-T2", "-2", "--block-size=1MiB", "-c"]).arg(&input);
     life::check_lives_in(&store, &guest, 3);
 }
 

@@ -39,28 +39,16 @@ fn check_stages(guest: &Guest) {
     let before = digest::of(&store.region("stages"));
     for stage in STAGES {
         let mut command = store.zhuque("resume");
-        command
-            .arg("stages")
-            .current_dir(&life.dir)
-            .env("ZHUQUE_TEST_DIE_AT", stage.to_string());
+        command.arg("stages").current_dir(&life.dir).env("ZHUQUE_TEST_DIE_AT", stage.to_string());
         let died = command::finish(command, PATIENCE);
         if died.status == 0 || died.status == SAVED {
-            life.wrong(&format!(
-                "the resume that was to die at stage {stage} ended with {}",
-                died.status
-            ));
+            life.wrong(&format!("the resume that was to die at stage {stage} ended with {}", died.status));
         }
         if !died.stdout.is_empty() {
-            life.wrong(&format!(
-                "the resume that died at stage {stage} ran the program: {:?}",
-                died.stdout
-            ));
+            life.wrong(&format!("the resume that died at stage {stage} ran the program: {:?}", died.stdout));
         }
-        if let Some(difference) = digest::difference(&before, &digest::of(&store.region("stages")))
-        {
-            life.wrong(&format!(
-                "a resume that died at stage {stage} has changed the region: {difference}"
-            ));
+        if let Some(difference) = digest::difference(&before, &digest::of(&store.region("stages"))) {
+            life.wrong(&format!("a resume that died at stage {stage} has changed the region: {difference}"));
         }
         let state = store.find("stages").map(|region| region.state);
         assert_eq!(state.as_deref(), Some("saved"), "after stage {stage}");
@@ -85,9 +73,7 @@ fn kill_resume(store: &Store, life: &Life, random: &mut Random, limit: Duration)
     // A process group of its own, so that the half-made program can be ended with it.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command.arg(&life.name).current_dir(&life.dir);
-    command
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut child = command.spawn().expect("zhuque resume");
     std::thread::sleep(random.time_below(limit));
     kill(Pid::from_raw(-(child.id() as i32)), Signal::SIGKILL).expect("kill the resume");
@@ -107,12 +93,8 @@ fn a_resume_killed_at_any_moment_is_repeated() {
         let generation = store.find(&name).map(|region| region.generation);
         while killed < lives(40) {
             kill_resume(&store, &life, &mut random, limit);
-            let settled = |region: &Region| {
-                region.state == "saved" || region.generation != generation.unwrap_or(0)
-            };
-            let Some(region) =
-                command::until(Duration::from_secs(5), || store.find(&name).filter(settled))
-            else {
+            let settled = |region: &Region| region.state == "saved" || region.generation != generation.unwrap_or(0);
+            let Some(region) = command::until(Duration::from_secs(5), || store.find(&name).filter(settled)) else {
                 life.wrong("neither saved nor resumed")
             };
             if Some(region.generation) != generation {
@@ -120,18 +102,11 @@ fn a_resume_killed_at_any_moment_is_repeated() {
                 break;
             }
             killed += 1;
-            if let Some(difference) = digest::difference(&before, &digest::of(&store.region(&name)))
-            {
-                life.wrong(&format!(
-                    "a killed resume has changed the region: {difference}; seed {}",
-                    random.seed()
-                ));
+            if let Some(difference) = digest::difference(&before, &digest::of(&store.region(&name))) {
+                life.wrong(&format!("a killed resume has changed the region: {difference}; seed {}", random.seed()));
             }
         }
-        if store
-            .find(&name)
-            .is_some_and(|region| region.state == "saved")
-        {
+        if store.find(&name).is_some_and(|region| region.state == "saved") {
             life.resume();
             check_end(&mut life, &expected);
         } else {
@@ -140,10 +115,7 @@ fn a_resume_killed_at_any_moment_is_repeated() {
         }
     }
     println!("{killed} resumes killed before their commit, {committed} after it");
-    assert!(
-        killed >= 8,
-        "hardly any resume was killed before its commit"
-    );
+    assert!(killed >= 8, "hardly any resume was killed before its commit");
 }
 
 #[test]
@@ -169,11 +141,7 @@ fn failures_in_the_first_milliseconds() {
     for number in 0..8 {
         let mut life = Life::start(&store, &format!("early-{number}"), &guest);
         std::thread::sleep(random.time_below(Duration::from_millis(6)));
-        if life.fail(if number % 2 == 0 {
-            Announce::Fail
-        } else {
-            Announce::Signal
-        }) {
+        if life.fail(if number % 2 == 0 { Announce::Fail } else { Announce::Signal }) {
             life.resume();
         }
         check_end(&mut life, &expected);

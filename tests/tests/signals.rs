@@ -15,14 +15,8 @@ fn with_failures(store: &Store, name: &str, guest: &Guest, failures: u32) -> Vec
     let mut life = Life::start(store, name, guest);
     for number in 0..failures {
         life.up();
-        std::thread::sleep(
-            Duration::from_millis(250) + random.time_below(Duration::from_millis(400)),
-        );
-        let announce = if number % 2 == 0 {
-            Announce::Fail
-        } else {
-            Announce::Signal
-        };
+        std::thread::sleep(Duration::from_millis(250) + random.time_below(Duration::from_millis(400)));
+        let announce = if number % 2 == 0 { Announce::Fail } else { Announce::Signal };
         if !life.fail(announce) {
             life.wrong("ended before the failures were through");
         }
@@ -32,29 +26,16 @@ fn with_failures(store: &Store, name: &str, guest: &Guest, failures: u32) -> Vec
     if end.status != 0 {
         life.wrong("did not end well");
     }
-    String::from_utf8_lossy(&end.stdout)
-        .lines()
-        .map(str::to_string)
-        .collect()
+    String::from_utf8_lossy(&end.stdout).lines().map(str::to_string).collect()
 }
 
 #[test]
 fn a_handler_in_c_runs_once_per_failure() {
     let store = Store::new();
     for (round, failures) in [0, 1, 5].into_iter().enumerate() {
-        let lines = with_failures(
-            &store,
-            &format!("c-{round}"),
-            &Guest::c("recovery").arg("4000"),
-            failures,
-        );
+        let lines = with_failures(&store, &format!("c-{round}"), &Guest::c("recovery").arg("4000"), failures);
         let mut expected: Vec<String> = (1..=failures)
-            .map(|n| {
-                format!(
-                    "recovery {n} signal 30 code -1 value {} main 1 growing 1",
-                    first_value(&lines) + n - 1
-                )
-            })
+            .map(|n| format!("recovery {n} signal 30 code -1 value {} main 1 growing 1", first_value(&lines) + n - 1))
             .collect();
         expected.push("steps 4000".to_string());
         assert_eq!(lines, expected);
@@ -63,29 +44,15 @@ fn a_handler_in_c_runs_once_per_failure() {
 
 /// The value that came with the first recovery signal: the generation, which grows by one with each life.
 fn first_value(lines: &[String]) -> u32 {
-    let words: Vec<&str> = lines
-        .first()
-        .map(|line| line.split(' ').collect())
-        .unwrap_or_default();
-    words
-        .iter()
-        .position(|word| *word == "value")
-        .and_then(|at| words[at + 1].parse().ok())
-        .unwrap_or(0)
+    let words: Vec<&str> = lines.first().map(|line| line.split(' ').collect()).unwrap_or_default();
+    words.iter().position(|word| *word == "value").and_then(|at| words[at + 1].parse().ok()).unwrap_or(0)
 }
 
 #[test]
 fn a_handler_in_python_runs_once_per_failure() {
     let store = Store::new();
-    let lines = with_failures(
-        &store,
-        "python",
-        &Guest::python("recovery.py").arg("4000"),
-        4,
-    );
-    let mut expected: Vec<String> = (1..=4)
-        .map(|n| format!("recovery {n} signal 30 main 1 frame 1"))
-        .collect();
+    let lines = with_failures(&store, "python", &Guest::python("recovery.py").arg("4000"), 4);
+    let mut expected: Vec<String> = (1..=4).map(|n| format!("recovery {n} signal 30 main 1 frame 1")).collect();
     expected.push(format!("steps 4000 total {}", 4000u64 * 124_750));
     assert_eq!(lines, expected);
 }
@@ -95,11 +62,6 @@ fn a_handler_in_python_runs_once_per_failure() {
 fn without_a_handler_it_just_goes_on() {
     let store = Store::new();
     let script = "trap '' PWR; i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; echo $i";
-    let lines = with_failures(
-        &store,
-        "ignored",
-        &Guest::installed("bash").args(["-c", script]),
-        2,
-    );
+    let lines = with_failures(&store, "ignored", &Guest::installed("bash").args(["-c", script]), 2);
     assert_eq!(lines, ["400000"]);
 }

@@ -10,12 +10,7 @@ fn threads_share_and_wait_for_each_other() {
 
 #[test]
 fn many_threads() {
-    check_lives(
-        &Guest::c("threads")
-            .args(["48", "4096"])
-            .patience(Duration::from_secs(120)),
-        2,
-    );
+    check_lives(&Guest::c("threads").args(["48", "4096"]).patience(Duration::from_secs(120)), 2);
 }
 
 #[test]

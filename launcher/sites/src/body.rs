@@ -24,10 +24,7 @@ pub struct Body {
 
 /// Destination of a direct branch or call; `None` for other instructions.
 pub fn branch_target(instruction: &Instruction) -> Option<u64> {
-    let direct = matches!(
-        instruction.op0_kind(),
-        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
-    );
+    let direct = matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
     direct.then(|| instruction.near_branch_target())
 }
 
@@ -49,11 +46,7 @@ impl Body {
             sound &= !instruction.is_invalid();
             instructions.push(instruction);
         }
-        let mut body = Body {
-            function,
-            instructions,
-            sound,
-        };
+        let mut body = Body { function, instructions, sound };
         body.sound &= body.branches_meet_instructions(bytes);
         body
     }
@@ -74,9 +67,7 @@ impl Body {
 
     /// Whether an instruction starts at `address`.
     pub fn starts_at(&self, address: u64) -> bool {
-        let found = self
-            .instructions
-            .binary_search_by_key(&address, Instruction::ip);
+        let found = self.instructions.binary_search_by_key(&address, Instruction::ip);
         found.is_ok()
     }
 

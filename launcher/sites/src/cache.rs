@@ -58,9 +58,7 @@ fn load(place: &Path, library: &LibraryPlan) -> Option<Plan> {
     }
     let bytes = fs::read(place).ok()?;
     let tag = bytes.get(..TAG)?;
-    let sound = word(tag, 0) == MAGIC
-        && half(tag, 8) == RULES
-        && half(tag, 20) == crc32fast::hash(&tag[..20]);
+    let sound = word(tag, 0) == MAGIC && half(tag, 8) == RULES && half(tag, 20) == crc32fast::hash(&tag[..20]);
     let mut plans = decode(&bytes[TAG..])?;
     let mut plan = plans.pop()?;
     let same = plan.library.build_id == library.build_id && plan.library.size == library.size;
@@ -69,21 +67,14 @@ fn load(place: &Path, library: &LibraryPlan) -> Option<Plan> {
     }
     plan.unplanned = usize::try_from(word(tag, 12)).ok()?;
     // Device and inode are those of today's file.
-    plan.library = LibraryPlan {
-        first: 0,
-        count: plan.library.count,
-        ..*library
-    };
+    plan.library = LibraryPlan { first: 0, count: plan.library.count, ..*library };
     Some(plan)
 }
 
 /// Writes a cache file under a name of its own, then renames it: a reader sees all of it or nothing.
 fn store(cache_dir: &Path, place: &Path, plan: &Plan) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(cache_dir)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(cache_dir)?;
     let mut bytes = Vec::new();
     bytes.extend(MAGIC.to_le_bytes());
     bytes.extend(RULES.to_le_bytes());

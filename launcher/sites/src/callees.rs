@@ -34,17 +34,10 @@ pub fn follow_calls(image: &Image, ranges: &mut Vec<Function>) {
             if inside.is_some_and(|(_, &end)| target < end) || !image.is_code(target) {
                 continue;
             }
-            let limit = known
-                .range(target..)
-                .next()
-                .map_or(u64::MAX, |(&start, _)| start);
+            let limit = known.range(target..).next().map_or(u64::MAX, |(&start, _)| start);
             if let Some(end) = extent(image, target, limit) {
                 known.insert(target, end);
-                ranges.push(Function {
-                    start: target,
-                    end,
-                    barred: false,
-                });
+                ranges.push(Function { start: target, end, barred: false });
             }
         }
     }
@@ -86,10 +79,7 @@ fn extent(image: &Image, start: u64, limit: u64) -> Option<u64> {
         furthest = furthest.max(branch.filter(|&to| to < limit).unwrap_or(0));
         let goes_on = matches!(
             flow,
-            FlowControl::Next
-                | FlowControl::ConditionalBranch
-                | FlowControl::Call
-                | FlowControl::IndirectCall
+            FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::Call | FlowControl::IndirectCall
         );
         let goes_on = goes_on && instruction.mnemonic() != Mnemonic::Hlt;
         if !goes_on && instruction.next_ip() > furthest {

@@ -19,11 +19,7 @@ pub fn encode(plans: &[Plan]) -> Vec<u8> {
     let mut first = 0;
     for plan in plans {
         let count = plan.sites.len() as u32;
-        let library = LibraryPlan {
-            first,
-            count,
-            ..plan.library
-        };
+        let library = LibraryPlan { first, count, ..plan.library };
         write_library(&mut body, &library);
         first += count;
     }
@@ -44,9 +40,8 @@ pub fn encode(plans: &[Plan]) -> Vec<u8> {
 pub fn decode(bytes: &[u8]) -> Option<Vec<Plan>> {
     let header = bytes.get(..HEADER)?;
     let body = &bytes[HEADER..];
-    let sound = word(header, 0) == PLAN_MAGIC
-        && half(header, 8) == PLAN_VERSION
-        && half(header, 20) == crc32fast::hash(body);
+    let sound =
+        word(header, 0) == PLAN_MAGIC && half(header, 8) == PLAN_VERSION && half(header, 20) == crc32fast::hash(body);
     let (libraries, sites) = (half(header, 12) as usize, half(header, 16) as usize);
     let split = libraries.checked_mul(LIBRARY)?;
     if !sound || body.len() != split.checked_add(sites.checked_mul(SITE)?)? {
@@ -58,11 +53,7 @@ pub fn decode(bytes: &[u8]) -> Option<Vec<Plan>> {
     let plans = libraries.map(|library| {
         let end = library.first.checked_add(library.count)?;
         let sites = sites.get(library.first as usize..end as usize)?.to_vec();
-        well_formed(&sites, library.size).then_some(Plan {
-            library,
-            sites,
-            unplanned: 0,
-        })
+        well_formed(&sites, library.size).then_some(Plan { library, sites, unplanned: 0 })
     });
     plans.collect()
 }
@@ -117,11 +108,5 @@ fn read_site(bytes: &[u8]) -> Site {
     reserved.copy_from_slice(&bytes[10..16]);
     let mut original = [0; SITE_BYTES];
     original.copy_from_slice(&bytes[16..16 + SITE_BYTES]);
-    Site {
-        file_offset: word(bytes, 0),
-        before: bytes[8],
-        length: bytes[9],
-        reserved,
-        original,
-    }
+    Site { file_offset: word(bytes, 0), before: bytes[8], length: bytes[9], reserved, original }
 }

@@ -10,12 +10,7 @@ use crate::body::branch_target;
 use crate::image::Image;
 
 /// The flags that the gate destroys.
-const STATUS: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
+const STATUS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 /// Nobody keeps flags over so many instructions; a loop that writes none ends the search, too.
 const LONGEST_SCAN: usize = 64;
 
@@ -54,10 +49,9 @@ pub fn dead_after(image: &Image, address: u64) -> bool {
             },
             // Flags do not survive a call or a return, says the calling convention; an indirect jump is a tail call
             // or a switch, and compilers keep flags over neither.
-            FlowControl::Return
-            | FlowControl::Call
-            | FlowControl::IndirectCall
-            | FlowControl::IndirectBranch => return true,
+            FlowControl::Return | FlowControl::Call | FlowControl::IndirectCall | FlowControl::IndirectBranch => {
+                return true;
+            }
             _ => return false,
         }
     }
@@ -72,8 +66,7 @@ fn surely_written(instruction: &Instruction) -> u32 {
     }
     // So does a shift count of zero, which is known only when it is a constant.
     let by_register = (0..instruction.op_count()).any(|operand| {
-        instruction.op_kind(operand) == OpKind::Register
-            && instruction.op_register(operand) == Register::CL
+        instruction.op_kind(operand) == OpKind::Register && instruction.op_register(operand) == Register::CL
     });
     if by_register && shifts(instruction.mnemonic()) {
         return 0;
@@ -84,8 +77,5 @@ fn surely_written(instruction: &Instruction) -> u32 {
 /// Shifts and rotates that may count in `cl`.
 fn shifts(mnemonic: Mnemonic) -> bool {
     use Mnemonic::{Rcl, Rcr, Rol, Ror, Sal, Sar, Shl, Shld, Shr, Shrd};
-    matches!(
-        mnemonic,
-        Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd
-    )
+    matches!(mnemonic, Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd)
 }

@@ -46,10 +46,7 @@ pub fn find_functions(image: &Image) -> Functions {
         // An FDE always wins: of the two, it is the one that execution depends on.
         let known = &functions.ranges[..framed];
         let next = known.partition_point(|range| range.end <= symbol.start);
-        if known
-            .get(next)
-            .is_none_or(|range| range.start >= symbol.end)
-        {
+        if known.get(next).is_none_or(|range| range.start >= symbol.end) {
             functions.ranges.push(symbol);
         }
     }
@@ -120,9 +117,7 @@ fn eh_frame(image: &Image) -> Option<(u64, &[u8])> {
     }
     let index = image.elf.segment(PT_GNU_EH_FRAME)?.p_vaddr;
     let bases = BaseAddresses::default().set_eh_frame_hdr(index);
-    let parsed = EhFrameHdr::new(image.at(index), LittleEndian)
-        .parse(&bases, 8)
-        .ok()?;
+    let parsed = EhFrameHdr::new(image.at(index), LittleEndian).parse(&bases, 8).ok()?;
     match parsed.eh_frame_ptr() {
         Pointer::Direct(address) => Some((address, image.at(address))),
         Pointer::Indirect(_) => None,
@@ -137,11 +132,7 @@ fn sized_symbols(image: &Image) -> Vec<Function> {
     });
     symbols
         .filter_map(|symbol| {
-            Some(Function {
-                start: symbol.st_value,
-                end: symbol.st_value.checked_add(symbol.st_size)?,
-                barred: false,
-            })
+            Some(Function { start: symbol.st_value, end: symbol.st_value.checked_add(symbol.st_size)?, barred: false })
         })
         .collect()
 }

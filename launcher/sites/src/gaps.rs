@@ -17,10 +17,7 @@ const LONGEST: u64 = 64;
 pub fn fill_gaps(image: &Image, ranges: &[Function]) -> Vec<Function> {
     let pairs = ranges.windows(2).filter_map(|pair| {
         let (function, next) = (pair[0], pair[1]);
-        let gap = image.range(
-            function.end,
-            next.start.min(function.end.saturating_add(LONGEST)),
-        )?;
+        let gap = image.range(function.end, next.start.min(function.end.saturating_add(LONGEST)))?;
         if !holds_syscall_bytes(gap) || function.barred {
             return None;
         }
@@ -29,11 +26,7 @@ pub fn fill_gaps(image: &Image, ranges: &[Function]) -> Vec<Function> {
             return None;
         }
         let end = run_length(gap, function.end)?;
-        (end > function.end).then_some(Function {
-            start: function.end,
-            end,
-            barred: false,
-        })
+        (end > function.end).then_some(Function { start: function.end, end, barred: false })
     });
     pairs.collect()
 }

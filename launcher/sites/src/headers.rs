@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 
 use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::dynamic::DT_NULL;
-use goblin::elf::header::{
-    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64, ET_DYN, ET_EXEC,
-};
+use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64, ET_DYN, ET_EXEC};
 use goblin::elf::program_header::{PT_DYNAMIC, PT_LOAD, PT_NOTE};
 use goblin::elf::{ProgramHeader, program_header};
 use goblin::elf64::header::{Header, SIZEOF_EHDR};
@@ -20,10 +18,7 @@ use goblin::elf64::header::{Header, SIZEOF_EHDR};
 use crate::Error;
 
 /// The one kind of ELF file this crate handles.
-pub const CONTEXT: Ctx = Ctx {
-    container: Container::Big,
-    le: Endian::Little,
-};
+pub const CONTEXT: Ctx = Ctx { container: Container::Big, le: Endian::Little };
 
 /// No honest header table or string is larger than this; keeps a damaged file from asking for gigabytes.
 const LARGEST_READ: u64 = 64 << 20;
@@ -57,9 +52,7 @@ impl DynamicInfo {
 
     /// Parses the bytes of a `PT_DYNAMIC` segment.
     pub fn parse(bytes: &[u8]) -> DynamicInfo {
-        let pairs = bytes
-            .chunks_exact(16)
-            .map(|pair| (word(pair, 0), word(pair, 8)));
+        let pairs = bytes.chunks_exact(16).map(|pair| (word(pair, 0), word(pair, 8)));
         DynamicInfo(pairs.take_while(|pair| pair.0 != DT_NULL).collect())
     }
 }
@@ -81,10 +74,7 @@ pub fn half(bytes: &[u8], offset: usize) -> u32 {
 impl ElfFile {
     /// Opens `path` and checks that it is a 64-bit x86 program or library.
     pub fn open(path: &Path) -> Result<ElfFile, Error> {
-        let io = |source| Error::Io {
-            path: path.into(),
-            source,
-        };
+        let io = |source| Error::Io { path: path.into(), source };
         // Asked before opening, because opening a pipe would wait for its other end.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(Error::NotRegular(path.into()));
@@ -97,17 +87,12 @@ impl ElfFile {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 // Too short for an ELF header, but perhaps a 32-bit one.
                 let length = file.read_at(&mut start, 0).map_err(io)?;
-                return Err(check_ident(path, &start[..length])
-                    .err()
-                    .unwrap_or(Error::NotElf(path.into())));
+                return Err(check_ident(path, &start[..length]).err().unwrap_or(Error::NotElf(path.into())));
             }
             Err(error) => return Err(io(error)),
         }
         check_ident(path, &start)?;
-        let malformed = |what| Error::Malformed {
-            path: path.into(),
-            what,
-        };
+        let malformed = |what| Error::Malformed { path: path.into(), what };
         let header = Header::parse(&start).map_err(|_| malformed("unreadable header"))?;
         check_header(path, &header)?;
         let mut elf = ElfFile {
@@ -121,11 +106,9 @@ impl ElfFile {
         };
         let count = usize::from(header.e_phnum);
         let length = (count * program_header::program_header64::SIZEOF_PHDR) as u64;
-        let table = elf
-            .read(header.e_phoff, length)
-            .ok_or_else(|| malformed("program headers outside the file"))?;
-        elf.segments = ProgramHeader::parse(&table, 0, count, CONTEXT)
-            .map_err(|_| malformed("unreadable program headers"))?;
+        let table = elf.read(header.e_phoff, length).ok_or_else(|| malformed("program headers outside the file"))?;
+        elf.segments =
+            ProgramHeader::parse(&table, 0, count, CONTEXT).map_err(|_| malformed("unreadable program headers"))?;
         Ok(elf)
     }
 
@@ -148,8 +131,7 @@ impl ElfFile {
     /// Where the file holds the byte that is mapped at `address`.
     pub fn file_offset(&self, address: u64) -> Option<u64> {
         let loads = self.segments.iter().filter(|s| s.p_type == PT_LOAD);
-        let holder = { loads }
-            .find(|s| address >= s.p_vaddr && address - s.p_vaddr < s.p_filesz.min(s.p_memsz))?;
+        let holder = { loads }.find(|s| address >= s.p_vaddr && address - s.p_vaddr < s.p_filesz.min(s.p_memsz))?;
         holder.p_offset.checked_add(address - holder.p_vaddr)
     }
 
@@ -163,9 +145,7 @@ impl ElfFile {
     /// The GNU build-id, zero padded; `None` if there is none, or one that does not fit.
     pub fn build_id(&self) -> Option<[u8; 32]> {
         let notes = self.segments.iter().filter(|s| s.p_type == PT_NOTE);
-        notes
-            .filter_map(|s| self.read(s.p_offset, s.p_filesz))
-            .find_map(|bytes| build_id_note(&bytes))
+        notes.filter_map(|s| self.read(s.p_offset, s.p_filesz)).find_map(|bytes| build_id_note(&bytes))
     }
 }
 
@@ -200,9 +180,7 @@ fn check_ident(path: &Path, start: &[u8]) -> Result<(), Error> {
     }
     if start[EI_DATA] != ELFDATA2LSB {
         // Big endian: the machine field is, too.
-        let machine = start
-            .get(18..20)
-            .map_or(0, |m| u16::from_be_bytes([m[0], m[1]]));
+        let machine = start.get(18..20).map_or(0, |m| u16::from_be_bytes([m[0], m[1]]));
         let path = path.into();
         return Err(Error::WrongMachine { path, machine });
     }

@@ -43,15 +43,9 @@ pub struct Load {
 impl Image {
     /// Reads the file.
     pub fn load(elf: ElfFile) -> Result<Image, Error> {
-        let io = |source| Error::Io {
-            path: elf.path.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: elf.path.clone(), source };
         if elf.size > LARGEST_FILE {
-            return Err(Error::Malformed {
-                path: elf.path,
-                what: "too large",
-            });
+            return Err(Error::Malformed { path: elf.path, what: "too large" });
         }
         let mut bytes = vec![0; elf.size as usize];
         elf.file.read_exact_at(&mut bytes, 0).map_err(io)?;
@@ -62,12 +56,7 @@ impl Image {
             let length = wanted.min(bytes.len().checked_sub(offset)?);
             // An address range that wraps around belongs to a damaged file.
             s.p_vaddr.checked_add(s.p_memsz)?;
-            Some(Load {
-                address: s.p_vaddr,
-                offset,
-                length,
-                executable: s.p_flags & PF_X != 0,
-            })
+            Some(Load { address: s.p_vaddr, offset, length, executable: s.p_flags & PF_X != 0 })
         });
         let loads = loads.collect();
         let sections = read_sections(&elf, &bytes);
@@ -76,13 +65,7 @@ impl Image {
             let end = start.checked_add(usize::try_from(s.p_filesz).ok()?)?;
             bytes.get(start..end).map(DynamicInfo::parse)
         });
-        Ok(Image {
-            elf,
-            sections,
-            dynamic,
-            bytes,
-            loads,
-        })
+        Ok(Image { elf, sections, dynamic, bytes, loads })
     }
 
     /// All loaded segments.
@@ -113,9 +96,7 @@ impl Image {
     /// The bytes from `address` to the end of its segment; empty if nothing is mapped there.
     pub fn at(&self, address: u64) -> &[u8] {
         let found = self.load_of(address);
-        found.map_or(&[], |load| {
-            &self.content(load)[(address - load.address) as usize..]
-        })
+        found.map_or(&[], |load| &self.content(load)[(address - load.address) as usize..])
     }
 
     /// The bytes of `start..end`, if one segment holds them all.

@@ -48,11 +48,7 @@ impl LdCache {
         let records = half(header, 20) as usize;
         let table = records.checked_mul(RECORD)?.checked_add(HEADER)?;
         bytes.get(start..)?.get(..table)?;
-        Some(LdCache {
-            bytes,
-            start,
-            records,
-        })
+        Some(LdCache { bytes, start, records })
     }
 
     /// Where a library of this name is, the best for this CPU first.
@@ -130,15 +126,12 @@ mod tests {
     #[test]
     fn finds_the_best_for_this_cpu() {
         let mut libraries = vec![(X86_64, "/a/libx.so"), (3, "/i386/libx.so")];
-        let levels: Vec<String> = { cpu_levels().iter() }
-            .map(|level| format!("/a/glibc-hwcaps/{level}/libx.so"))
-            .collect();
+        let levels: Vec<String> =
+            { cpu_levels().iter() }.map(|level| format!("/a/glibc-hwcaps/{level}/libx.so")).collect();
         libraries.extend(levels.iter().map(|path| (X86_64, path.as_str())));
         libraries.push((X86_64, "/a/glibc-hwcaps/x86-64-v9/libx.so"));
-        let expected: Vec<PathBuf> = { levels.iter().map(String::as_str) }
-            .chain(["/a/libx.so"])
-            .map(PathBuf::from)
-            .collect();
+        let expected: Vec<PathBuf> =
+            { levels.iter().map(String::as_str) }.chain(["/a/libx.so"]).map(PathBuf::from).collect();
         let new = index(&libraries);
         let cache = LdCache::parse(new.clone()).expect("index");
         assert_eq!(cache.find("libx.so".as_ref()), expected);

@@ -51,8 +51,7 @@ pub fn libraries(path: &Path, ld_library_path: Option<&OsStr>) -> Vec<PathBuf> {
         walk.files.insert((elf.device, elf.inode));
         walk.names.extend(Object::read(&elf, None, false).soname);
     }
-    walk.names
-        .extend(interpreter.file_name().map(OsString::from));
+    walk.names.extend(interpreter.file_name().map(OsString::from));
     walk.found.push(interpreter);
     let musl = walk.loader.is_musl();
     let mut queue = VecDeque::from([Rc::new(Object::read(&program, None, musl))]);
@@ -85,8 +84,7 @@ impl Walk {
         }
         // Libraries for other machines are passed over, as the loaders do.
         let candidates = self.candidates(name, object).into_iter();
-        let (path, elf) =
-            { candidates }.find_map(|path| ElfFile::open(&path).ok().map(|elf| (path, elf)))?;
+        let (path, elf) = { candidates }.find_map(|path| ElfFile::open(&path).ok().map(|elf| (path, elf)))?;
         self.names.insert(name.into());
         if !self.files.insert((elf.device, elf.inode)) {
             return None;

@@ -13,10 +13,8 @@ const RELATIVE_TO_ITSELF: u8 = 0x10;
 /// Appends the landing pads of the function that starts at `function` and whose area is `bytes`, mapped at `address`.
 /// `None` if the area is not written as the C++ ABI says (some other personality's): then nobody knows the pads.
 pub fn landing_pads(bytes: &[u8], address: u64, function: u64, found: &mut Vec<u64>) -> Option<()> {
-    let mut reader = Area {
-        rest: EndianSlice::new(bytes, LittleEndian),
-        end: address.checked_add(bytes.len() as u64)?,
-    };
+    let mut reader =
+        Area { rest: EndianSlice::new(bytes, LittleEndian), end: address.checked_add(bytes.len() as u64)? };
     let base = match reader.byte()? {
         OMITTED => function,
         encoding => reader.value(encoding)?,
@@ -67,9 +65,7 @@ impl Area<'_> {
         };
         match encoding & !0x0f {
             0 => Some(value),
-            kind if kind & RELATION == RELATIVE_TO_ITSELF && kind & 0x80 == 0 => {
-                Some(place.wrapping_add(value))
-            }
+            kind if kind & RELATION == RELATIVE_TO_ITSELF && kind & 0x80 == 0 => Some(place.wrapping_add(value)),
             _ => None,
         }
     }

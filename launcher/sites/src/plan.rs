@@ -41,11 +41,7 @@ pub fn plan_open(elf: ElfFile) -> Result<Plan, Error> {
     sites.sort_by_key(|site| site.file_offset);
     library.count = u32::try_from(sites.len()).unwrap_or(u32::MAX);
     let unplanned = unplanned + runs.len() - sites.len();
-    Ok(Plan {
-        library,
-        sites,
-        unplanned,
-    })
+    Ok(Plan { library, sites, unplanned })
 }
 
 /// The record of a file, before it has sites.

@@ -49,10 +49,8 @@ pub fn interpreter(elf: &ElfFile) -> Result<Option<PathBuf>, Error> {
     let Some(segment) = elf.segment(PT_INTERP) else {
         return Ok(None);
     };
-    let malformed = || Error::Malformed {
-        path: elf.path.clone(),
-        what: "the name of its dynamic loader is unreadable",
-    };
+    let malformed =
+        || Error::Malformed { path: elf.path.clone(), what: "the name of its dynamic loader is unreadable" };
     // The kernel's limit, too.
     if segment.p_filesz > 4096 {
         return Err(malformed());

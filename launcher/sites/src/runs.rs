@@ -38,13 +38,7 @@ pub fn signal_return(image: &Image, call: u64) -> Option<u64> {
 }
 
 /// The run for the `syscall` at `index` of the body, none of it below `floor`; `None` if the site must stay as it is.
-pub fn choose(
-    image: &Image,
-    body: &Body,
-    index: usize,
-    targets: &Targets,
-    floor: u64,
-) -> Option<Run> {
+pub fn choose(image: &Image, body: &Body, index: usize, targets: &Targets, floor: u64) -> Option<Run> {
     let call = body.instructions[index];
     let unfit = body.function.barred || !body.sound || call.ip() < floor;
     if unfit || signal_return(image, call.ip()).is_some() || !dead_after(image, call.next_ip()) {
@@ -58,11 +52,7 @@ pub fn choose(
             && run.end - run.start <= SITE_BYTES as u64
             && !targets.inside(run.start, run.end)
     };
-    let run = |first: u64, last: u64| Run {
-        start: call.ip() - first,
-        call: call.ip(),
-        end: call.next_ip() + last,
-    };
+    let run = |first: u64, last: u64| Run { start: call.ip() - first, call: call.ip(), end: call.next_ip() + last };
     // Shortest first in each direction; both directions together only if neither suffices.
     let forward = behind.iter().map(|&last| run(0, last));
     let backward = before.iter().map(|&first| run(first, 0));

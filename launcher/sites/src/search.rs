@@ -10,14 +10,8 @@ use crate::ldcache::{LdCache, cpu_levels};
 
 const GLIBC_CACHE: &str = "/etc/ld.so.cache";
 const GLIBC_CONFIG: &str = "/etc/ld.so.conf";
-const GLIBC_DEFAULT: [&str; 6] = [
-    "/lib/x86_64-linux-gnu",
-    "/usr/lib/x86_64-linux-gnu",
-    "/lib64",
-    "/usr/lib64",
-    "/lib",
-    "/usr/lib",
-];
+const GLIBC_DEFAULT: [&str; 6] =
+    ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib"];
 const MUSL_DEFAULT: [&str; 3] = ["/lib", "/usr/local/lib", "/usr/lib"];
 /// Configuration files include others; a circle must end.
 const DEEPEST_INCLUDE: usize = 8;
@@ -132,10 +126,7 @@ fn replace(text: &mut Vec<u8>, name: &str, value: &OsStr) {
         let mut from = 0;
         while let Some(place) = find(&text[from..], pattern) {
             let start = from + place;
-            text.splice(
-                start..start + pattern.len(),
-                value.as_bytes().iter().copied(),
-            );
+            text.splice(start..start + pattern.len(), value.as_bytes().iter().copied());
             from = start + value.len();
         }
     }
@@ -181,9 +172,7 @@ fn included(config: &Path, pattern: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.filter(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        name.len() >= prefix.len() + suffix.len()
-            && name.starts_with(prefix)
-            && name.ends_with(suffix)
+        name.len() >= prefix.len() + suffix.len() && name.starts_with(prefix) && name.ends_with(suffix)
     });
     let mut files: Vec<PathBuf> = names.map(|entry| entry.path()).collect();
     files.sort();
@@ -193,16 +182,12 @@ fn included(config: &Path, pattern: &str) -> Vec<PathBuf> {
 /// The directories of `PREFIX/etc/ld-musl-x86_64.path`, where the loader is `PREFIX/lib/ld-musl-x86_64.so.1`.
 fn musl_directories(interpreter: &Path) -> Vec<PathBuf> {
     let prefix = interpreter.parent().and_then(Path::parent);
-    let config = prefix
-        .unwrap_or(Path::new("/"))
-        .join("etc/ld-musl-x86_64.path");
+    let config = prefix.unwrap_or(Path::new("/")).join("etc/ld-musl-x86_64.path");
     match std::fs::read(config) {
         Ok(text) => {
             let elements = text.split(|byte| b"\n:".contains(byte));
             let elements = elements.filter(|element| !element.is_empty());
-            elements
-                .map(|element| OsStr::from_bytes(element).into())
-                .collect()
+            elements.map(|element| OsStr::from_bytes(element).into()).collect()
         }
         Err(_) => MUSL_DEFAULT.map(PathBuf::from).to_vec(),
     }
@@ -224,12 +209,8 @@ mod tests {
     fn configuration_is_read_with_includes() {
         let directory = std::env::temp_dir().join(format!("zhuque-search-{}", std::process::id()));
         std::fs::create_dir_all(directory.join("d")).expect("directory");
-        let write =
-            |name: &str, text: &str| std::fs::write(directory.join(name), text).expect(name);
-        write(
-            "main",
-            "# comment\ninclude d/*.conf\ninclude main\n/one # and\n",
-        );
+        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).expect(name);
+        write("main", "# comment\ninclude d/*.conf\ninclude main\n/one # and\n");
         write("d/b.conf", "/three\n");
         write("d/a.conf", "/two:/twoandahalf\nhwcap 0 nosegneg\n");
         write("d/ignored", "/never\n");
@@ -245,12 +226,7 @@ mod tests {
     fn musl_is_its_own_libc() {
         let loader = Loader::of(Path::new("/nowhere/lib/ld-musl-x86_64.so.1"));
         assert!(loader.is_musl());
-        for name in [
-            "libc.so",
-            "libc.musl-x86_64.so.1",
-            "libpthread.so.0",
-            "libm.so",
-        ] {
+        for name in ["libc.so", "libc.musl-x86_64.so.1", "libpthread.so.0", "libm.so"] {
             assert!(loader.provides(name.as_ref()), "{name}");
         }
         for name in ["libcap.so.2", "libmagic.so", "libc", "c.so"] {

@@ -56,7 +56,5 @@ fn entries(image: &Image, place: u64, base: u64) -> impl Iterator<Item = u64> + 
 /// Whether `address` lies in the middle of an instruction of a body that is soundly decoded.
 fn splits_instruction(bodies: &[Body], address: u64) -> bool {
     let next = bodies.partition_point(|body| body.function.end <= address);
-    bodies.get(next).is_some_and(|body| {
-        body.sound && body.function.start <= address && !body.starts_at(address)
-    })
+    bodies.get(next).is_some_and(|body| body.sound && body.function.start <= address && !body.starts_at(address))
 }

@@ -23,11 +23,7 @@ impl Windows {
     /// Windows that hold every possible run around the given `syscall` addresses (sorted).
     pub fn around(calls: &[u64]) -> Windows {
         let reach = SITE_BYTES as u64;
-        Windows::merge(
-            calls
-                .iter()
-                .map(|call| (call.saturating_sub(reach), call.saturating_add(reach))),
-        )
+        Windows::merge(calls.iter().map(|call| (call.saturating_sub(reach), call.saturating_add(reach))))
     }
 
     fn merge(ranges: impl Iterator<Item = (u64, u64)>) -> Windows {
@@ -65,12 +61,7 @@ impl Collector<'_> {
     fn new(windows: &Windows) -> Collector<'_> {
         let lowest = windows.0.first().map_or(0, |window| window.0);
         let highest = windows.0.last().map_or(0, |window| window.1);
-        Collector {
-            windows,
-            lowest,
-            span: highest - lowest,
-            found: Vec::new(),
-        }
+        Collector { windows, lowest, span: highest - lowest, found: Vec::new() }
     }
 
     /// Notes a target.
@@ -93,12 +84,7 @@ impl Targets {
     }
 
     /// Collects from the whole file. `bodies` are the decoded functions that hold a `syscall`.
-    pub fn collect(
-        image: &Image,
-        functions: &Functions,
-        bodies: &[Body],
-        windows: &Windows,
-    ) -> Targets {
+    pub fn collect(image: &Image, functions: &Functions, bodies: &[Body], windows: &Windows) -> Targets {
         let mut collector = Collector::new(windows);
         for function in &functions.ranges {
             collector.add(function.start);
@@ -108,12 +94,7 @@ impl Targets {
         }
         let mut places = Vec::new();
         for load in image.executable() {
-            scan_far(
-                image.content(load),
-                load.address,
-                &mut collector,
-                &mut places,
-            );
+            scan_far(image.content(load), load.address, &mut collector, &mut places);
         }
         places.sort_unstable();
         places.dedup();
@@ -170,11 +151,8 @@ fn collect_near(image: &Image, functions: &Functions, bodies: &[Body], targets: 
     for body in bodies {
         add_branches(image, body, targets);
     }
-    let decoded = |function: &Function| {
-        bodies
-            .binary_search_by_key(&function.start, |body| body.function.start)
-            .is_ok()
-    };
+    let decoded =
+        |function: &Function| bodies.binary_search_by_key(&function.start, |body| body.function.start).is_ok();
     let mut done = 0;
     for &(start, end) in &targets.windows.widened(SHORT_REACH).0 {
         let first = { &functions.ranges }.partition_point(|function| function.end <= start);

@@ -32,11 +32,7 @@ fn damage_is_repaired() {
     let mode = fs::metadata(file).expect("stat").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let good = fs::read(file).expect("read");
-    let mut damaged = vec![
-        Vec::new(),
-        good[..10].to_vec(),
-        good[..good.len() - 1].to_vec(),
-    ];
+    let mut damaged = vec![Vec::new(), good[..10].to_vec(), good[..good.len() - 1].to_vec()];
     // Magic, rules, unplanned, checksum; then the plan's header, library and sites.
     for place in [0, 8, 12, 20, 24, 33, 44, 50, 120, good.len() - 1] {
         let mut bytes = good.clone();
@@ -85,11 +81,6 @@ fn without_a_build_id_or_a_directory() {
     if present(LOADER) {
         // A cache that cannot be written costs nothing but time.
         let blocked = path.join("cache");
-        assert!(
-            !cached_plan(&blocked, LOADER.as_ref())
-                .expect("plan")
-                .sites
-                .is_empty()
-        );
+        assert!(!cached_plan(&blocked, LOADER.as_ref()).expect("plan").sites.is_empty());
     }
 }

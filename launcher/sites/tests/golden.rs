@@ -29,9 +29,7 @@ fn plan(builder: &Builder) -> Plan {
 /// The sites as (offset in the code, bytes before, length).
 fn runs(plan: &Plan) -> Vec<(u64, u8, u8)> {
     let sites = plan.sites.iter();
-    sites
-        .map(|site| (site.file_offset - CODE, site.before, site.length))
-        .collect()
+    sites.map(|site| (site.file_offset - CODE, site.before, site.length)).collect()
 }
 
 /// Plans one function and its tail.
@@ -103,15 +101,7 @@ fn branch_targets_split_runs() {
 
 #[test]
 fn branches_of_other_functions_count() {
-    let code = [
-        MOV,
-        SYSCALL,
-        CMP,
-        RET,
-        &[0xcc; 200],
-        b"\xe9\x29\xff\xff\xff",
-    ]
-    .concat();
+    let code = [MOV, SYSCALL, CMP, RET, &[0xcc; 200], b"\xe9\x29\xff\xff\xff"].concat();
     assert_eq!(code.len() - 5 - 200, 14);
     let distance = 7i32 - code.len() as i32;
     let mut builder = Builder::function(&code[..14]);
@@ -131,12 +121,7 @@ fn rip_relative_neighbours_stay() {
     assert_eq!(one(&[MOV, SYSCALL, LEA_RIP, CMP, RET]), [(0, 5, 7)]);
     assert_eq!(one(&[LEA_RIP, SYSCALL, LEA_RIP, CMP, RET]), []);
     // So do calls, endbr64, hlt, int3, other syscalls.
-    for neighbour in [
-        b"\xe8\0\0\0\0".as_slice(),
-        b"\xf3\x0f\x1e\xfa",
-        b"\xf4",
-        b"\xcc",
-    ] {
+    for neighbour in [b"\xe8\0\0\0\0".as_slice(), b"\xf3\x0f\x1e\xfa", b"\xf4", b"\xcc"] {
         assert_eq!(one(&[neighbour, SYSCALL, neighbour, CMP, RET]), []);
     }
 }
@@ -147,13 +132,7 @@ fn live_flags_forbid() {
     let mov_rr: &[u8] = b"\x48\x89\xc2";
     assert_eq!(one(&[CMP, MOV, SYSCALL, mov_rr, jz, XOR, RET]), []);
     // setz, cmovz, adc, pushf, lahf
-    let readers: [&[u8]; 5] = [
-        b"\x0f\x94\xc0",
-        b"\x48\x0f\x44\xc1",
-        b"\x48\x11\xc8",
-        b"\x9c",
-        b"\x9f",
-    ];
+    let readers: [&[u8]; 5] = [b"\x0f\x94\xc0", b"\x48\x0f\x44\xc1", b"\x48\x11\xc8", b"\x9c", b"\x9f"];
     for reader in readers {
         assert_eq!(one(&[MOV, SYSCALL, mov_rr, reader, XOR, RET]), []);
     }
@@ -176,10 +155,7 @@ fn live_flags_forbid() {
 
 #[test]
 fn signal_return_stays() {
-    assert_eq!(
-        one(&[b"\x90\x48\xc7\xc0\x0f\0\0\0", SYSCALL, NOP3, RET]),
-        []
-    );
+    assert_eq!(one(&[b"\x90\x48\xc7\xc0\x0f\0\0\0", SYSCALL, NOP3, RET]), []);
     assert_eq!(one(&[b"\x90\xb8\x0f\0\0\0", SYSCALL, NOP3, RET]), []);
     // A neighbour's run must not reach into it.
     let parts = [MOV, SYSCALL, b"\xb8\x0f\0\0\0", SYSCALL, NOP3, RET];

@@ -43,10 +43,7 @@ fn dynamic_program() {
 #[test]
 fn static_programs() {
     let scratch = Scratch::new();
-    for (name, options, pie) in [
-        ("fixed", ["-static", "-no-pie"], false),
-        ("pie", ["-static-pie", "-fPIE"], true),
-    ] {
+    for (name, options, pie) in [("fixed", ["-static", "-no-pie"], false), ("pie", ["-static-pie", "-fPIE"], true)] {
         let Some(path) = compile(&scratch, name, MAIN, &options) else {
             continue;
         };
@@ -56,16 +53,9 @@ fn static_programs() {
         assert!(libraries(&path, None).is_empty());
         let plan = plan_file(&path).expect(name);
         let bytes = std::fs::read(&path).expect(name);
-        assert_eq!(
-            common::check::check_plan(&bytes, &plan),
-            Vec::<String>::new()
-        );
+        assert_eq!(common::check::check_plan(&bytes, &plan), Vec::<String>::new());
         let counted = common::check::count_syscalls(&bytes);
-        eprintln!(
-            "{name}: {} sites, {} unplanned of {counted}",
-            plan.sites.len(),
-            plan.unplanned
-        );
+        eprintln!("{name}: {} sites, {} unplanned of {counted}", plan.sites.len(), plan.unplanned);
         assert!(plan.sites.len() * 100 >= counted * 90);
     }
 }
@@ -80,37 +70,16 @@ fn what_is_no_program() {
         scratch.file("changed", &changed)
     };
     let error = |path: PathBuf| inspect_program(&path).expect_err("refused");
-    assert!(matches!(
-        error(scratch.file("text", b"#!/bin/sh\necho hello\n")),
-        Error::NotElf(_)
-    ));
-    assert!(matches!(
-        error(scratch.file("empty", b"")),
-        Error::NotElf(_)
-    ));
+    assert!(matches!(error(scratch.file("text", b"#!/bin/sh\necho hello\n")), Error::NotElf(_)));
+    assert!(matches!(error(scratch.file("empty", b"")), Error::NotElf(_)));
     assert!(matches!(error(with(4, &[1])), Error::Class32(_)));
-    let short = scratch.file(
-        "short32",
-        b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0",
-    );
+    let short = scratch.file("short32", b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0");
     assert!(matches!(error(short), Error::Class32(_)));
-    assert!(matches!(
-        error(with(18, &[183, 0])),
-        Error::WrongMachine { machine: 183, .. }
-    ));
+    assert!(matches!(error(with(18, &[183, 0])), Error::WrongMachine { machine: 183, .. }));
     let big = error(with(5, &[2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 21]));
-    assert!(
-        matches!(big, Error::WrongMachine { machine: 21, .. }),
-        "{big}"
-    );
-    assert!(matches!(
-        error(with(16, &[1, 0])),
-        Error::NotLoadable { kind: 1, .. }
-    ));
-    assert!(matches!(
-        error(with(32, &[0xff; 8])),
-        Error::Malformed { .. }
-    ));
+    assert!(matches!(big, Error::WrongMachine { machine: 21, .. }), "{big}");
+    assert!(matches!(error(with(16, &[1, 0])), Error::NotLoadable { kind: 1, .. }));
+    assert!(matches!(error(with(32, &[0xff; 8])), Error::Malformed { .. }));
     assert!(matches!(error("/proc".into()), Error::NotRegular(_)));
     assert!(matches!(error("/dev/null".into()), Error::NotRegular(_)));
     assert!(matches!(error("/nonexistent".into()), Error::Io { .. }));
@@ -119,22 +88,15 @@ fn what_is_no_program() {
 /// Paths in ldd's output, without the vDSO. Canonical, because of /lib and /usr/lib.
 fn ldd(path: &Path, library_path: Option<&OsStr>) -> Option<BTreeSet<PathBuf>> {
     let mut command = Command::new("ldd");
-    command
-        .arg(path)
-        .env_remove("LD_PRELOAD")
-        .env_remove("LD_LIBRARY_PATH");
+    command.arg(path).env_remove("LD_PRELOAD").env_remove("LD_LIBRARY_PATH");
     if let Some(value) = library_path {
         command.env("LD_LIBRARY_PATH", value);
     }
-    let output = command
-        .output()
-        .ok()
-        .filter(|output| output.status.success())?;
+    let output = command.output().ok().filter(|output| output.status.success())?;
     let text = String::from_utf8(output.stdout).ok()?;
     let paths = text.lines().filter_map(|line| {
         let path = line.split("=>").last()?.split_whitespace().next()?;
-        path.starts_with('/')
-            .then(|| Path::new(path).canonicalize().ok())?
+        path.starts_with('/').then(|| Path::new(path).canonicalize().ok())?
     });
     Some(paths.collect())
 }
@@ -145,9 +107,7 @@ fn same_as_ldd(path: &Path, library_path: Option<&OsStr>) {
         return;
     };
     let found = libraries(path, library_path);
-    let canonical = found
-        .iter()
-        .map(|path| path.canonicalize().expect("exists"));
+    let canonical = found.iter().map(|path| path.canonicalize().expect("exists"));
     let canonical: BTreeSet<PathBuf> = canonical.collect();
     assert_eq!(canonical, expected, "{}", path.display());
     assert_eq!(canonical.len(), found.len(), "each only once");
@@ -155,13 +115,7 @@ fn same_as_ldd(path: &Path, library_path: Option<&OsStr>) {
 
 #[test]
 fn libraries_as_ldd_finds_them() {
-    for path in [
-        "/usr/bin/python3",
-        "/bin/bash",
-        "/usr/bin/perl",
-        "/usr/bin/gdb",
-        "/usr/bin/git",
-    ] {
+    for path in ["/usr/bin/python3", "/bin/bash", "/usr/bin/perl", "/usr/bin/gdb", "/usr/bin/git"] {
         if present(path) {
             same_as_ldd(path.as_ref(), None);
         }
@@ -178,12 +132,7 @@ fn search_paths() {
     let Some(b) = compile(&scratch, "inner/libb.so", source, &shared) else {
         return;
     };
-    let a_options = [
-        "-shared",
-        "-fPIC",
-        b.to_str().expect("name"),
-        "-Wl,-soname,liba.so",
-    ];
+    let a_options = ["-shared", "-fPIC", b.to_str().expect("name"), "-Wl,-soname,liba.so"];
     // liba needs libb by a path, main needs liba by $ORIGIN.
     let source = "int b(void); int a(void) { return b(); }";
     compile(&scratch, "inner/liba.so", source, &a_options).expect("liba");
@@ -191,21 +140,9 @@ fn search_paths() {
     let search = format!("-L{inner}");
     let source = "int a(void); int main(void) { return a(); }";
     for (name, tags, path) in [
-        (
-            "runpath",
-            "-Wl,--enable-new-dtags",
-            "-Wl,-rpath,$ORIGIN/inner",
-        ),
-        (
-            "rpath",
-            "-Wl,--disable-new-dtags",
-            "-Wl,-rpath,${ORIGIN}/inner",
-        ),
-        (
-            "variable",
-            "-Wl,--enable-new-dtags",
-            "-Wl,-rpath,/nonexistent",
-        ),
+        ("runpath", "-Wl,--enable-new-dtags", "-Wl,-rpath,$ORIGIN/inner"),
+        ("rpath", "-Wl,--disable-new-dtags", "-Wl,-rpath,${ORIGIN}/inner"),
+        ("variable", "-Wl,--enable-new-dtags", "-Wl,-rpath,/nonexistent"),
     ] {
         let unresolved = "-Wl,--unresolved-symbols=ignore-all";
         let options = [search.as_str(), "-la", tags, path, unresolved];
@@ -213,14 +150,8 @@ fn search_paths() {
         let variable = (name == "variable").then_some(directory.as_os_str());
         same_as_ldd(&program, variable);
         let found = libraries(&program, variable);
-        assert!(
-            found.iter().any(|path| path.ends_with("inner/liba.so")),
-            "{name}: {found:?}"
-        );
-        assert!(
-            found.iter().any(|path| path.ends_with("inner/libb.so")),
-            "{name}: {found:?}"
-        );
+        assert!(found.iter().any(|path| path.ends_with("inner/liba.so")), "{name}: {found:?}");
+        assert!(found.iter().any(|path| path.ends_with("inner/libb.so")), "{name}: {found:?}");
     }
 }
 

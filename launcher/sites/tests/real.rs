@@ -13,9 +13,7 @@ use zhuque_sites::{cached_plan, decode, encode, plan_file};
 fn objdump(path: &str) -> Option<usize> {
     let output = Command::new("objdump").args(["-d", path]).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let calls = text
-        .lines()
-        .filter(|line| line.trim_end().ends_with("\tsyscall"));
+    let calls = text.lines().filter(|line| line.trim_end().ends_with("\tsyscall"));
     Some(calls.count())
 }
 
@@ -114,9 +112,6 @@ fn section_headers_are_not_needed() {
         let scratch = Scratch::new();
         let stripped = scratch.file("stripped", &bytes);
         let stripped = plan_file(&stripped).expect("plan");
-        assert_eq!(
-            stripped.sites,
-            plan_file(path.as_ref()).expect("plan").sites
-        );
+        assert_eq!(stripped.sites, plan_file(path.as_ref()).expect("plan").sites);
     }
 }

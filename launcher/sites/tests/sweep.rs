@@ -35,12 +35,7 @@ fn collect(directory: &Path, depth: u32, files: &mut Vec<PathBuf>) {
 #[test]
 fn everything_installed() {
     let mut files = Vec::new();
-    for directory in [
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/bin",
-        "/usr/sbin",
-        "/usr/lib",
-    ] {
+    for directory in ["/usr/lib/x86_64-linux-gnu", "/usr/bin", "/usr/sbin", "/usr/lib"] {
         collect(Path::new(directory), 3, &mut files);
     }
     files.sort();
@@ -62,11 +57,7 @@ fn everything_installed() {
         unplanned += plan.unplanned;
         let bytes = std::fs::read(path).expect("readable a moment ago");
         let found = check_plan(&bytes, &plan);
-        wrong.extend(
-            found
-                .into_iter()
-                .map(|w| format!("{}: {w}", path.display())),
-        );
+        wrong.extend(found.into_iter().map(|w| format!("{}: {w}", path.display())));
     }
     let total = files.len();
     eprintln!("{planned} ELF files of {total} candidates: {sites} sites, {unplanned} unplanned");

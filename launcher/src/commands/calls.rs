@@ -13,11 +13,7 @@ use crate::report;
 
 /// Prints the table.
 pub fn calls(flags: &Calls) -> anyhow::Result<i32> {
-    let text = if flags.json {
-        render::json(&Value::Array(CALLS.iter().map(json_of).collect()))
-    } else {
-        text()
-    };
+    let text = if flags.json { render::json(&Value::Array(CALLS.iter().map(json_of).collect())) } else { text() };
     report::print(&text)?;
     Ok(0)
 }
@@ -125,11 +121,7 @@ mod tests {
     fn a_refusal_says_why() {
         for call in CALLS {
             if let Treatment::Refuse(errno, why) = call.treatment {
-                assert_ne!(
-                    Errno::from_raw(errno.into()),
-                    Errno::UnknownErrno,
-                    "{call:?}"
-                );
+                assert_ne!(Errno::from_raw(errno.into()), Errno::UnknownErrno, "{call:?}");
                 assert!(why.len() > 3, "{call:?}");
             }
         }

@@ -87,10 +87,7 @@ pub fn check(store: Option<&Path>, flags: &Check) -> anyhow::Result<i32> {
     if let Some(program) = &flags.program {
         program_findings(&mut findings, program, cache.as_deref());
     }
-    let blocked = findings
-        .0
-        .iter()
-        .any(|finding| finding.level == Level::Blocked);
+    let blocked = findings.0.iter().any(|finding| finding.level == Level::Blocked);
     let text = if flags.json {
         let all = findings.0.iter().map(|finding| {
             let level = finding.level.name().to_lowercase();
@@ -98,14 +95,10 @@ pub fn check(store: Option<&Path>, flags: &Check) -> anyhow::Result<i32> {
         });
         render::json(&Value::Array(all.collect()))
     } else {
-        let lines = findings.0.iter().map(|finding| {
-            format!(
-                "{:<8} {:<12} {}\n",
-                finding.level.name(),
-                finding.what,
-                finding.text
-            )
-        });
+        let lines = findings
+            .0
+            .iter()
+            .map(|finding| format!("{:<8} {:<12} {}\n", finding.level.name(), finding.what, finding.text));
         lines.collect()
     };
     report::print(&text)?;
@@ -118,14 +111,8 @@ fn machine(findings: &mut Findings) {
     let release = release.trim();
     match version(release) {
         Some(version) if version >= KERNEL => findings.ok("kernel", format!("Linux {release}")),
-        Some(_) => findings.blocked(
-            "kernel",
-            format!("Linux {release} is too old; 5.11 or newer is needed"),
-        ),
-        None => findings.warn(
-            "kernel",
-            format!("cannot understand the version '{release}'; 5.11 or newer is needed"),
-        ),
+        Some(_) => findings.blocked("kernel", format!("Linux {release} is too old; 5.11 or newer is needed")),
+        None => findings.warn("kernel", format!("cannot understand the version '{release}'; 5.11 or newer is needed")),
     }
     findings.tried(
         "dispatch",
@@ -136,7 +123,10 @@ fn machine(findings: &mut Findings) {
     if sys::hwcap2() & HWCAP2_FSGSBASE != 0 {
         findings.ok("fsgsbase", "threads can read and set their own bases");
     } else {
-        findings.blocked("fsgsbase", "the kernel or the processor lacks FSGSBASE; Linux 5.9 and a processor from 2012 are needed");
+        findings.blocked(
+            "fsgsbase",
+            "the kernel or the processor lacks FSGSBASE; Linux 5.9 and a processor from 2012 are needed",
+        );
     }
     findings.tried(
         "ptrace",
@@ -165,16 +155,11 @@ fn store_findings(findings: &mut Findings, given: Option<&Path>) -> Option<PathB
             }
         }
     } else {
-        let parent = path
-            .parent()
-            .map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+        let parent = path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
         (parent, false)
     };
     if !there && !default {
-        findings.blocked(
-            "store",
-            format!("{shown}: no such store; make it with mkdir -m 700"),
-        );
+        findings.blocked("store", format!("{shown}: no such store; make it with mkdir -m 700"));
         return None;
     }
     match store::probe(&probed) {
@@ -198,17 +183,14 @@ fn probe_findings(findings: &mut Findings, probe: &Probe) {
     }
     match &probe.executable {
         Ok(()) => findings.ok("executable", "code in it can be executed"),
-        Err(why) => findings.blocked(
-            "executable",
-            format!("{why}; name another store with -s (docker: --tmpfs /x:exec)"),
-        ),
+        Err(why) => {
+            findings.blocked("executable", format!("{why}; name another store with -s (docker: --tmpfs /x:exec)"))
+        }
     }
     match &probe.sparse {
         Ok(()) => findings.ok("sparse", "files of 8 TiB are possible"),
-        Err(why) => findings.blocked(
-            "sparse",
-            format!("no files of 8 TiB: {why}; raise ulimit -f, or name another store with -s"),
-        ),
+        Err(why) => findings
+            .blocked("sparse", format!("no files of 8 TiB: {why}; raise ulimit -f, or name another store with -s")),
     }
     let free = render::bytes(probe.free);
     if probe.free < SMALL {
@@ -224,25 +206,15 @@ fn program_findings(findings: &mut Findings, typed: &OsStr, cache: Option<&Path>
     let target = match program::resolve(typed) {
         Ok(target) => target,
         Err(refusal) => {
-            findings.blocked(
-                "program",
-                format!("{}: {}", typed.to_string_lossy(), refusal.why),
-            );
+            findings.blocked("program", format!("{}: {}", typed.to_string_lossy(), refusal.why));
             return;
         }
     };
     let shown = target.path.display();
     match target.interpreters.last() {
-        Some(last) => findings.ok(
-            "program",
-            format!("{shown}: a script for {}", last.display()),
-        ),
+        Some(last) => findings.ok("program", format!("{shown}: a script for {}", last.display())),
         None => {
-            let kind = if target.program.pie {
-                "position-independent"
-            } else {
-                "at fixed addresses"
-            };
+            let kind = if target.program.pie { "position-independent" } else { "at fixed addresses" };
             findings.ok("program", format!("{shown}: dynamically linked, {kind}"));
         }
     }
@@ -258,14 +230,9 @@ fn loader_findings(findings: &mut Findings, target: &Target) {
     };
     match eaccess(loader, AccessFlags::X_OK) {
         Ok(()) => findings.ok("loader", loader.display().to_string()),
-        Err(errno) => findings.blocked(
-            "loader",
-            format!(
-                "{}: {}; check its permissions",
-                loader.display(),
-                errno.desc()
-            ),
-        ),
+        Err(errno) => {
+            findings.blocked("loader", format!("{}: {}; check its permissions", loader.display(), errno.desc()))
+        }
     }
 }
 
@@ -289,10 +256,7 @@ fn call_findings(findings: &mut Findings, target: &Target, cache: Option<&Path>)
     }
     let of = render::count(libraries.len() as u64, "library");
     let of = of.replace("librarys", "libraries");
-    findings.ok(
-        "calls",
-        format!("{sites} call sites in {of} are rewritten, {left} are left to the net (slower)"),
-    );
+    findings.ok("calls", format!("{sites} call sites in {of} are rewritten, {left} are left to the net (slower)"));
 }
 
 #[cfg(test)]

@@ -26,9 +26,7 @@ const SHOWN: usize = 64;
 pub fn journal(region: &Region, summary: &Summary) -> anyhow::Result<Vec<u8>> {
     let name = region.name();
     if summary.phase != Phase::Saved {
-        return Err(anyhow!(
-            "{name}: there is no journal: it is written by a save, and the program is not saved"
-        ));
+        return Err(anyhow!("{name}: there is no journal: it is written by a save, and the program is not saved"));
     }
     let journal = region.control().journal(summary);
     journal.map_err(|error| anyhow!("{name}: damaged: {error}"))
@@ -52,16 +50,14 @@ pub fn records(journal: &[u8]) -> (Vec<Record<'_>>, Option<String>) {
 /// The command line of a saved program.
 pub fn saved_command(region: &Region, summary: &Summary) -> Option<String> {
     let journal = journal(region, summary).ok()?;
-    Records::new(&journal)
-        .flatten()
-        .find_map(|record| match record {
-            Record::Process(process) => {
-                let line = process::arguments(process.arguments);
-                let exe = || failure::one_line(&String::from_utf8_lossy(process.exe));
-                Some(if line.is_empty() { exe() } else { line })
-            }
-            _ => None,
-        })
+    Records::new(&journal).flatten().find_map(|record| match record {
+        Record::Process(process) => {
+            let line = process::arguments(process.arguments);
+            let exe = || failure::one_line(&String::from_utf8_lossy(process.exe));
+            Some(if line.is_empty() { exe() } else { line })
+        }
+        _ => None,
+    })
 }
 
 /// A record as JSON, with readable byte strings.
@@ -118,9 +114,7 @@ fn flatten(words: &mut Vec<String>, name: Option<&str>, value: &Value) {
                 words.push(format!("{prefix}{variant}"));
                 flatten(words, None, inner);
             }
-            None => fields
-                .iter()
-                .for_each(|(name, value)| flatten(words, Some(name), value)),
+            None => fields.iter().for_each(|(name, value)| flatten(words, Some(name), value)),
         },
         Value::String(text) if text.is_empty() => {}
         Value::String(text) if text.contains(' ') => words.push(format!("{prefix}{text:?}")),
@@ -132,8 +126,7 @@ fn flatten(words: &mut Vec<String>, name: Option<&str>, value: &Value) {
 /// The variant's name and contents, if the object is one.
 fn variant(fields: &Map<String, Value>) -> Option<(&String, &Value)> {
     let (name, value) = fields.iter().next().filter(|_| fields.len() == 1)?;
-    name.starts_with(char::is_uppercase)
-        .then_some((name, value))
+    name.starts_with(char::is_uppercase).then_some((name, value))
 }
 
 /// What a description refers to, as short as possible.
@@ -144,12 +137,7 @@ pub fn object(object: &Object<'_>) -> String {
             let name = ["stdin", "stdout", "stderr"].get(*number as usize);
             (*name.unwrap_or(&"stdio?")).into()
         }
-        Object::File {
-            path,
-            offset,
-            kept: [],
-            ..
-        } => {
+        Object::File { path, offset, kept: [], .. } => {
             format!("file {} at {offset}", text(path))
         }
         Object::File { path, offset, .. } => {
@@ -157,20 +145,14 @@ pub fn object(object: &Object<'_>) -> String {
         }
         Object::Directory { path, .. } => format!("directory {}", text(path)),
         Object::Device { path, .. } => format!("device {}", text(path)),
-        Object::Pipe {
-            pipe, write, data, ..
-        } => {
+        Object::Pipe { pipe, write, data, .. } => {
             let end = if *write { "write" } else { "read" };
             format!("pipe {pipe} {end} end, {} unread", data.len())
         }
         Object::Fifo { path, data, .. } => format!("fifo {}, {} unread", text(path), data.len()),
-        Object::Socket(socket) => format!(
-            "socket domain {} kind {} {:?}{}",
-            socket.domain,
-            socket.kind,
-            socket.state,
-            address(socket.local)
-        ),
+        Object::Socket(socket) => {
+            format!("socket domain {} kind {} {:?}{}", socket.domain, socket.kind, socket.state, address(socket.local))
+        }
         Object::Epoll => "epoll".into(),
         Object::EventFd { count, .. } => format!("eventfd {count}"),
         Object::TimerFd { value_ns, .. } => format!("timerfd {}", render::nanoseconds(*value_ns)),
@@ -183,26 +165,16 @@ pub fn object(object: &Object<'_>) -> String {
 
 /// A socket address as the kernel writes it, with a blank before it.
 fn address(bytes: &[u8]) -> String {
-    let port = || {
-        bytes
-            .get(2..4)
-            .map_or(0, |p| u16::from_be_bytes([p[0], p[1]]))
-    };
-    let family = bytes
-        .get(..2)
-        .map_or(0, |f| i32::from(u16::from_le_bytes([f[0], f[1]])));
+    let port = || bytes.get(2..4).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]));
+    let family = bytes.get(..2).map_or(0, |f| i32::from(u16::from_le_bytes([f[0], f[1]])));
     match family {
         libc::AF_INET if bytes.len() >= 8 => {
             let ip = std::net::Ipv4Addr::new(bytes[4], bytes[5], bytes[6], bytes[7]);
             format!(" {ip}:{}", port())
         }
         libc::AF_INET6 => {
-            let ip = bytes
-                .get(8..24)
-                .and_then(|ip| <[u8; 16]>::try_from(ip).ok());
-            ip.map_or_else(String::new, |ip| {
-                format!(" [{}]:{}", std::net::Ipv6Addr::from(ip), port())
-            })
+            let ip = bytes.get(8..24).and_then(|ip| <[u8; 16]>::try_from(ip).ok());
+            ip.map_or_else(String::new, |ip| format!(" [{}]:{}", std::net::Ipv6Addr::from(ip), port()))
         }
         libc::AF_UNIX if bytes.len() > 2 => {
             let start = usize::from(bytes[2] == 0);
@@ -216,11 +188,9 @@ fn address(bytes: &[u8]) -> String {
 /// Offsets in a signal frame's ucontext (asm/ucontext.h, asm/sigcontext.h).
 pub mod frame {
     /// Of the stack pointer.
-    pub const RSP: u64 =
-        super::offset_of!(libc::ucontext_t, uc_mcontext) as u64 + 8 * libc::REG_RSP as u64;
+    pub const RSP: u64 = super::offset_of!(libc::ucontext_t, uc_mcontext) as u64 + 8 * libc::REG_RSP as u64;
     /// Of the program counter.
-    pub const RIP: u64 =
-        super::offset_of!(libc::ucontext_t, uc_mcontext) as u64 + 8 * libc::REG_RIP as u64;
+    pub const RIP: u64 = super::offset_of!(libc::ucontext_t, uc_mcontext) as u64 + 8 * libc::REG_RIP as u64;
 }
 
 #[cfg(test)]
@@ -229,20 +199,9 @@ mod tests {
 
     #[test]
     fn records_are_readable() {
-        let record = Record::InotifyWatch {
-            inotify: 1,
-            watch: 2,
-            mask: 3,
-            path: b"/tmp/a b",
-        };
-        assert_eq!(
-            line(&record),
-            "InotifyWatch inotify=1 mask=3 path=\"/tmp/a b\" watch=2"
-        );
-        assert_eq!(
-            address(&[2, 0, 0x1f, 0x90, 127, 0, 0, 1]),
-            " 127.0.0.1:8080"
-        );
+        let record = Record::InotifyWatch { inotify: 1, watch: 2, mask: 3, path: b"/tmp/a b" };
+        assert_eq!(line(&record), "InotifyWatch inotify=1 mask=3 path=\"/tmp/a b\" watch=2");
+        assert_eq!(address(&[2, 0, 0x1f, 0x90, 127, 0, 0, 1]), " 127.0.0.1:8080");
         assert_eq!(address(&[1, 0, 0, b'x']), " @x");
         for cut in 0..28 {
             for family in [0u8, 1, 2, 10] {

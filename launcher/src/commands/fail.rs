@@ -25,11 +25,7 @@ const ROUND: Duration = Duration::from_micros(300);
 /// Fails every region named, or all that run; goes on with the others when one cannot be saved.
 pub fn fail(store: Option<&Path>, flags: &Fail) -> anyhow::Result<i32> {
     let store = Store::open(store)?;
-    let names = if flags.all {
-        running(&store)?
-    } else {
-        flags.names.clone()
-    };
+    let names = if flags.all { running(&store)? } else { flags.names.clone() };
     let mut status = 0;
     for done in fail_all(&store, &names) {
         match done {
@@ -115,10 +111,7 @@ fn find(region: &Region, watch: &Watch) -> anyhow::Result<Program> {
                 watch.wait(word, Duration::from_millis(1));
                 continue;
             }
-            state => bail!(
-                "{name}: it does not run ({}); zhuque ls shows what does",
-                state.name()
-            ),
+            state => bail!("{name}: it does not run ({}); zhuque ls shows what does", state.name()),
         }
         // After a resume the pid is written right after the phase.
         match region.program(summary.pid) {
@@ -147,10 +140,7 @@ fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()>
         match Phase::from_raw(word as u8) {
             Some(Phase::Saved) => return Ok(()),
             Some(Phase::Unsaved) => {
-                bail!(
-                    "{name}: not saved: {}; zhuque inspect {name} shows what is left",
-                    region.summary()?.why()
-                )
+                bail!("{name}: not saved: {}; zhuque inspect {name} shows what is left", region.summary()?.why())
             }
             Some(Phase::Ended) => bail!("{name}: it ended by itself before it was saved"),
             _ if watch.generation() != before => {
@@ -176,12 +166,8 @@ fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()>
 /// Waits until the program is gone and its region free, so that a resume that follows finds it so.
 fn leave(region: &Region, program: &Program, start: Instant) -> anyhow::Result<()> {
     let name = region.name();
-    let late = || {
-        anyhow!(
-            "{name}: saved, but process {} does not end; zhuque rm would lose it, kill it by hand",
-            program.pid
-        )
-    };
+    let late =
+        || anyhow!("{name}: saved, but process {} does not end; zhuque rm would lose it, kill it by hand", program.pid);
     if !program.wait(LIMIT) {
         return Err(late());
     }

@@ -43,11 +43,7 @@ pub fn inspect(store: Option<&Path>, flags: &Inspect) -> anyhow::Result<i32> {
         Some(What::Fds) => descriptors(&region, &summary)?,
         Some(What::Journal) => journal(&region, &summary)?,
     };
-    report::print(&if flags.json {
-        render::json(&value)
-    } else {
-        text
-    })?;
+    report::print(&if flags.json { render::json(&value) } else { text })?;
     Ok(0)
 }
 
@@ -103,10 +99,7 @@ fn whole(region: &Region, summary: &Summary) -> (Value, String) {
     if summary.save_total_ns != 0 {
         let (total, stop) = (summary.save_total_ns, summary.save_stop_ns);
         let times = [total, stop].map(render::nanoseconds);
-        lines.push((
-            "last save",
-            format!("{}, {} to stop all threads", times[0], times[1]),
-        ));
+        lines.push(("last save", format!("{}, {} to stop all threads", times[0], times[1])));
         lines.push(("journal", render::bytes(summary.journal_bytes)));
     }
     if !summary.why().is_empty() {
@@ -130,11 +123,7 @@ fn by_kind(all: &[Mapping]) -> String {
     let parts: Vec<_> = { kinds.iter() }
         .map(|(kind, (number, bytes))| format!("{number} {kind} ({})", render::bytes(*bytes)))
         .collect();
-    if parts.is_empty() {
-        "none".into()
-    } else {
-        parts.join(", ")
-    }
+    if parts.is_empty() { "none".into() } else { parts.join(", ") }
 }
 
 /// The mapping table, once it holds together.
@@ -143,10 +132,7 @@ fn mappings(region: &Region) -> anyhow::Result<Vec<Mapping>> {
     let mut why = "";
     for _ in 0..TRIES {
         let globals = region.control().globals()?;
-        let (head, nodes) = region
-            .control()
-            .mappings(&globals)
-            .map_err(|e| anyhow!("{name}: damaged: {e}"))?;
+        let (head, nodes) = region.control().mappings(&globals).map_err(|e| anyhow!("{name}: damaged: {e}"))?;
         // Nodes that are not used yet are not read; for the check they exist.
         let view = MapView::new(&head, &nodes);
         match view.check() {
@@ -197,13 +183,9 @@ fn maps(region: &Region) -> anyhow::Result<(Value, String)> {
             mapping.end,
             kind_name(attr.kind),
             render::bytes(mapping.bytes()),
-            [
-                file.as_ref()
-                    .map_or_else(String::new, |file| format!("{file}+{:#x}", attr.offset)),
-                flags.join(","),
-            ]
-            .join(" ")
-            .trim(),
+            [file.as_ref().map_or_else(String::new, |file| format!("{file}+{:#x}", attr.offset)), flags.join(","),]
+                .join(" ")
+                .trim(),
         );
         values.push(json!({
             "start": format!("{:#x}", mapping.start),
@@ -216,23 +198,16 @@ fn maps(region: &Region) -> anyhow::Result<(Value, String)> {
             "flags": flags,
         }));
     }
-    let out: String = out
-        .lines()
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect();
+    let out: String = out.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     Ok((Value::Array(values), out))
 }
 
 fn protection(bits: u8) -> String {
     let bits = i32::from(bits);
-    [
-        (libc::PROT_READ, 'r'),
-        (libc::PROT_WRITE, 'w'),
-        (libc::PROT_EXEC, 'x'),
-    ]
-    .map(|(bit, letter)| if bits & bit == 0 { '-' } else { letter })
-    .iter()
-    .collect()
+    [(libc::PROT_READ, 'r'), (libc::PROT_WRITE, 'w'), (libc::PROT_EXEC, 'x')]
+        .map(|(bit, letter)| if bits & bit == 0 { '-' } else { letter })
+        .iter()
+        .collect()
 }
 
 fn flag_names(flags: u16) -> Vec<&'static str> {
@@ -271,9 +246,7 @@ fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)
     let mut table = Table::new(&["SLOT", "THREAD", "STATE", "NAME", "CALL", "AT"]);
     let mut values = Vec::new();
     for index in 0..slots {
-        let bytes = region
-            .control()
-            .read(SLOTS_OFFSET + index as u64 * SLOT_STRIDE, size_of::<Slot>())?;
+        let bytes = region.control().read(SLOTS_OFFSET + index as u64 * SLOT_STRIDE, size_of::<Slot>())?;
         let thread = thread(region, summary, &all, index, &bytes);
         if thread.state == "free" {
             continue;
@@ -283,14 +256,8 @@ fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)
             index.to_string(),
             thread.virtual_tid.to_string(),
             thread.state.into(),
-            if thread.name.is_empty() {
-                "-".into()
-            } else {
-                thread.name.clone()
-            },
-            thread
-                .call
-                .map_or_else(|| "-".into(), |call| call.to_string()),
+            if thread.name.is_empty() { "-".into() } else { thread.name.clone() },
+            thread.call.map_or_else(|| "-".into(), |call| call.to_string()),
             place.clone().unwrap_or_else(|| "-".into()),
         ]);
         values.push(json!({
@@ -309,13 +276,7 @@ fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)
 }
 
 /// Decodes a slot.
-fn thread(
-    region: &Region,
-    summary: &Summary,
-    all: &[Mapping],
-    index: usize,
-    bytes: &[u8],
-) -> Thread {
+fn thread(region: &Region, summary: &Summary, all: &[Mapping], index: usize, bytes: &[u8]) -> Thread {
     let saved = offset_of!(Slot, saved);
     let context = u64_at(bytes, saved + offset_of!(Saved, frame));
     let register = |offset: u64| guest_word(region, summary, all, context.checked_add(offset)?);
@@ -345,15 +306,9 @@ fn thread(
 /// The word at an address of the program's, from the control file or a slice; `None` if it is nowhere.
 fn guest_word(region: &Region, summary: &Summary, all: &[Mapping], address: u64) -> Option<u64> {
     let mut word = [0; 8];
-    let inside = address
-        .checked_sub(summary.base)
-        .filter(|offset| *offset < CONTROL_BYTES);
+    let inside = address.checked_sub(summary.base).filter(|offset| *offset < CONTROL_BYTES);
     if let Some(offset) = inside {
-        region
-            .control()
-            .file()
-            .read_exact_at(&mut word, offset)
-            .ok()?;
+        region.control().file().read_exact_at(&mut word, offset).ok()?;
         return Some(u64::from_le_bytes(word));
     }
     let mapping = find(all, address)?;
@@ -361,9 +316,7 @@ fn guest_word(region: &Region, summary: &Summary, all: &[Mapping], address: u64)
         return None;
     }
     let (slice, offset) = slice_of(address);
-    let file = region
-        .open_file(&format!("{SLICE_PREFIX}{slice:02}"), OFlag::O_RDONLY)
-        .ok()?;
+    let file = region.open_file(&format!("{SLICE_PREFIX}{slice:02}"), OFlag::O_RDONLY).ok()?;
     file.read_exact_at(&mut word, offset).ok()?;
     Some(u64::from_le_bytes(word))
 }
@@ -396,11 +349,7 @@ fn descriptors(region: &Region, summary: &Summary) -> anyhow::Result<(Value, Str
     }
     let mut all: Vec<_> = { records.iter() }
         .filter_map(|record| match record {
-            Record::Descriptor {
-                fd,
-                description,
-                cloexec,
-            } => Some((*fd, *description, *cloexec)),
+            Record::Descriptor { fd, description, cloexec } => Some((*fd, *description, *cloexec)),
             _ => None,
         })
         .collect();

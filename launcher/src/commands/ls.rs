@@ -38,26 +38,14 @@ pub fn ls(store: Option<&Path>, flags: &Ls) -> anyhow::Result<i32> {
     } else {
         let store = Store::open(store)?;
         let names = store.names()?;
-        names
-            .iter()
-            .map(|name| entry(&store, &name.to_string_lossy()))
-            .collect()
+        names.iter().map(|name| entry(&store, &name.to_string_lossy())).collect()
     };
     if flags.json {
         let all = entries.iter().map(json_of).collect();
         report::print(&render::json(&Value::Array(all)))?;
         return Ok(0);
     }
-    let mut table = Table::new(&[
-        "NAME",
-        "STATE",
-        "PID",
-        "GENERATION",
-        "THREADS",
-        "SIZE",
-        "AGE",
-        "PROGRAM",
-    ]);
+    let mut table = Table::new(&["NAME", "STATE", "PID", "GENERATION", "THREADS", "SIZE", "AGE", "PROGRAM"]);
     for entry in &entries {
         table.row(row(entry));
     }

@@ -46,10 +46,7 @@ pub fn dispatch(arguments: &Arguments) -> anyhow::Result<i32> {
 
 /// Help and version as they are; a mistake in one line.
 pub fn usage(error: &clap::Error) -> i32 {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let _ = report::print(&error.render().to_string());
         return 0;
     }

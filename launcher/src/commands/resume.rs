@@ -40,12 +40,7 @@ pub fn resume(store: Option<&Path>, flags: &Resume) -> anyhow::Result<i32> {
 }
 
 /// Starts the program again and stays with it.
-fn start(
-    region: &Region,
-    flags: &Resume,
-    medium: Medium,
-    ready: Option<Ready>,
-) -> anyhow::Result<i32> {
+fn start(region: &Region, flags: &Resume, medium: Medium, ready: Option<Ready>) -> anyhow::Result<i32> {
     // From here on a signal is either the program's or waits until the supervisor takes it.
     child::block_all();
     child::take_children()?;

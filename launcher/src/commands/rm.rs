@@ -85,8 +85,5 @@ fn end(region: &mut Region) -> anyhow::Result<u32> {
 fn in_use(region: &Region) -> anyhow::Error {
     let holders: Vec<_> = region.holders().iter().map(u32::to_string).collect();
     let name = region.name();
-    anyhow!(
-        "{name}: in use by process {}; end it first",
-        holders.join(", ")
-    )
+    anyhow!("{name}: in use by process {}; end it first", holders.join(", "))
 }

@@ -55,12 +55,7 @@ impl TestStore {
         fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
         fs::create_dir(path.join(FILES_DIR)).unwrap();
         File::create(path.join(LOCK_FILE)).unwrap();
-        let control = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(path.join(CONTROL_FILE))
-            .unwrap();
+        let control = File::options().create_new(true).read(true).write(true).open(path.join(CONTROL_FILE)).unwrap();
         control.set_len(CONTROL_BYTES).unwrap();
         for slice in 0..SLICES {
             let file = File::create(path.join(format!("{SLICE_PREFIX}{slice:02}"))).unwrap();
@@ -114,30 +109,18 @@ impl HandMade {
         let length = bytes.len() as u64;
         self.put(offset_of!(Header, journal_bytes), &length.to_le_bytes());
         let checksum = codec::checksum(0, bytes);
-        self.put(
-            offset_of!(Header, journal_checksum),
-            &checksum.to_le_bytes(),
-        );
+        self.put(offset_of!(Header, journal_checksum), &checksum.to_le_bytes());
         self.seal();
     }
 
     /// Writes a mapping table of `runs` region mappings.
     pub fn mappings(&self, runs: u64) {
-        let mut head = TreeHead {
-            seed: 42,
-            ..TreeHead::default()
-        };
+        let mut head = TreeHead { seed: 42, ..TreeHead::default() };
         let mut nodes = vec![zero_node(); runs as usize + 2];
         let mut tree = MapTree::new(&mut head, &mut nodes);
         for run in 0..runs {
             let start = 0x7f00_0000_0000 + run * 2 * PAGE;
-            let attr = Attr {
-                kind: Kind::Region,
-                prot: 3,
-                flags: 0,
-                file: 0,
-                offset: 0,
-            };
+            let attr = Attr { kind: Kind::Region, prot: 3, flags: 0, file: 0, offset: 0 };
             tree.set(start, start + PAGE, attr).unwrap();
         }
         let at = GLOBALS_OFFSET as usize + offset_of!(Globals, tree);
@@ -219,24 +202,10 @@ pub fn small_journal() -> Vec<u8> {
             id: 1,
             flags: 2,
             owner: [0; 3],
-            object: Object::File {
-                path: b"/tmp/a\nb",
-                identity: [1, 2, 3, 4],
-                offset: 17,
-                kept: b"",
-                mapped: false,
-            },
+            object: Object::File { path: b"/tmp/a\nb", identity: [1, 2, 3, 4], offset: 17, kept: b"", mapped: false },
         }),
-        Record::Descriptor {
-            fd: 5,
-            description: 1,
-            cloexec: true,
-        },
-        Record::Descriptor {
-            fd: 3,
-            description: 1,
-            cloexec: false,
-        },
+        Record::Descriptor { fd: 5, description: 1, cloexec: true },
+        Record::Descriptor { fd: 3, description: 1, cloexec: false },
     ];
     let mut bytes = Vec::new();
     for record in &records {
@@ -252,10 +221,7 @@ pub struct Done(pub Output);
 
 impl Done {
     pub fn status(&self) -> i32 {
-        self.0
-            .status
-            .code()
-            .unwrap_or_else(|| panic!("killed: {self:?}"))
+        self.0.status.code().unwrap_or_else(|| panic!("killed: {self:?}"))
     }
 
     pub fn out(&self) -> String {
@@ -295,19 +261,12 @@ impl Done {
 impl std::fmt::Debug for Done {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let status = self.0.status;
-        write!(
-            f,
-            "{status}\nstdout:\n{}stderr:\n{}",
-            self.out(),
-            self.err()
-        )
+        write!(f, "{status}\nstdout:\n{}stderr:\n{}", self.out(), self.err())
     }
 }
 
 /// Whether the tests run as root, who may make files of other users.
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
-    Path::new("/proc/self")
-        .metadata()
-        .is_ok_and(|m| m.uid() == 0)
+    Path::new("/proc/self").metadata().is_ok_and(|m| m.uid() == 0)
 }

@@ -92,15 +92,8 @@ unsafe fn move_vdso(args: &ResumeArgs) {
 /// See [`rebuild`].
 unsafe fn unmap_all(args: &ResumeArgs) {
     let stub = (args.stub_start, args.stub_bytes);
-    let vdso = (
-        args.vdso_to,
-        args.vdso.variables.wrapping_add(args.vdso.bytes),
-    );
-    let (low, high) = if stub.0 < vdso.0 {
-        (stub, vdso)
-    } else {
-        (vdso, stub)
-    };
+    let vdso = (args.vdso_to, args.vdso.variables.wrapping_add(args.vdso.bytes));
+    let (low, high) = if stub.0 < vdso.0 { (stub, vdso) } else { (vdso, stub) };
     let low_end = low.0.wrapping_add(low.1);
     let high_end = high.0.wrapping_add(high.1);
     // Without a vdso its run is empty and lies at 0.
@@ -110,10 +103,7 @@ unsafe fn unmap_all(args: &ResumeArgs) {
         }
         // SAFETY: what lies between the two is the image that the kernel has just loaded, which nobody runs.
         if let Err(error) = unsafe { mm::munmap(start, end - start) } {
-            Line::to(args.status)
-                .text(b"cannot unmap ")
-                .range(start, end - start)
-                .errno(error);
+            Line::to(args.status).text(b"cannot unmap ").range(start, end - start).errno(error);
             exit();
         }
     }
@@ -124,25 +114,14 @@ unsafe fn unmap_all(args: &ResumeArgs) {
 /// # Safety
 /// See [`rebuild`].
 unsafe fn map_all(args: &ResumeArgs) {
-    let first = (args as *const ResumeArgs)
-        .wrapping_add(1)
-        .cast::<MapStep>();
+    let first = (args as *const ResumeArgs).wrapping_add(1).cast::<MapStep>();
     let mut at = 0;
     while at < args.steps {
         // SAFETY: `steps` of them follow the arguments, by the caller's argument.
         let step = unsafe { &*first.wrapping_add(at as usize) };
         let flags = step.flags | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: without replacing, a mapping can only fill what is free.
-        let mapped = unsafe {
-            mm::mmap(
-                step.start,
-                step.bytes,
-                step.prot,
-                flags,
-                step.fd,
-                step.offset,
-            )
-        };
+        let mapped = unsafe { mm::mmap(step.start, step.bytes, step.prot, flags, step.fd, step.offset) };
         match mapped {
             Ok(start) if start == step.start => {}
             // Kernels before 4.17 take the flag for a hint.
@@ -158,9 +137,7 @@ unsafe fn map_all(args: &ResumeArgs) {
 /// # Safety
 /// The address space is the program's.
 unsafe fn hand_over(args: &ResumeArgs) -> ! {
-    let top = args
-        .base
-        .wrapping_add(LIFE_OFFSET + LIFE_SCRATCH + LIFE_SCRATCH_BYTES);
+    let top = args.base.wrapping_add(LIFE_OFFSET + LIFE_SCRATCH + LIFE_SCRATCH_BYTES);
     // SAFETY: `call`, so that revive finds the stack as any function does: rsp = top - 8. It never returns.
     unsafe {
         asm!(
@@ -182,20 +159,14 @@ fn die_at(args: &ResumeArgs, stage: u32) {
         // SAFETY: no memory involved.
         unsafe {
             let pid = raw::call0(libc::SYS_getpid as usize);
-            raw::call2(
-                libc::SYS_kill as usize,
-                pid as usize,
-                libc::SIGKILL as usize,
-            );
+            raw::call2(libc::SYS_kill as usize, pid as usize, libc::SIGKILL as usize);
         }
     }
 }
 
 /// Reports a mapping that failed, and ends.
 fn fail_step(args: &ResumeArgs, step: &MapStep, error: Errno) -> ! {
-    let line = Line::to(args.status)
-        .text(b"cannot map ")
-        .range(step.start, step.bytes);
+    let line = Line::to(args.status).text(b"cannot map ").range(step.start, step.bytes);
     line.text(b", kind ").decimal(step.kind as u32).errno(error);
     exit()
 }

@@ -23,14 +23,7 @@ impl Line {
     /// Adds `text`. An error has nowhere to go.
     pub fn text(self, text: &[u8]) -> Line {
         // SAFETY: the bytes are valid for reading; a pipe takes so few of them at once.
-        unsafe {
-            raw::call3(
-                libc::SYS_write as usize,
-                self.fd as isize as usize,
-                text.as_ptr() as usize,
-                text.len(),
-            )
-        };
+        unsafe { raw::call3(libc::SYS_write as usize, self.fd as isize as usize, text.as_ptr() as usize, text.len()) };
         self
     }
 
@@ -42,11 +35,7 @@ impl Line {
         }
         loop {
             let digit = (value >> shift) as u8 & 15;
-            self = self.text(&[if digit < 10 {
-                b'0' + digit
-            } else {
-                b'a' + digit - 10
-            }]);
+            self = self.text(&[if digit < 10 { b'0' + digit } else { b'a' + digit - 10 }]);
             if shift == 0 {
                 return self;
             }

@@ -29,22 +29,12 @@ pub struct Image {
 
 /// A machine on which everything built here runs.
 pub fn machine() -> Machine {
-    Machine {
-        xcr0: 7,
-        features: [u32::MAX; 6],
-        xsave_bytes: 2700,
-    }
+    Machine { xcr0: 7, features: [u32::MAX; 6], xsave_bytes: 2700 }
 }
 
 /// Attributes of a mapping.
 pub fn attr(kind: Kind, prot: u8) -> Attr {
-    Attr {
-        kind,
-        prot,
-        flags: 0,
-        file: 0,
-        offset: 0,
-    }
+    Attr { kind, prot, flags: 0, file: 0, offset: 0 }
 }
 
 /// A process record for `exe`.
@@ -102,21 +92,11 @@ impl Image {
         image.header_u64(offset_of!(Header, xcr0), 7);
         image.header_u64(offset_of!(Header, xsave_bytes), 836);
         image.globals_u32(offset_of!(Globals, slots), 3);
-        image.put_u32(
-            SLOTS_OFFSET as usize + SLOT_STRIDE as usize + offset_of!(Slot, state),
-            state::LIVE,
-        );
+        image.put_u32(SLOTS_OFFSET as usize + SLOT_STRIDE as usize + offset_of!(Slot, state), state::LIVE);
         let slot = SLOTS_OFFSET + SLOT_STRIDE;
-        image.put_u64(
-            slot as usize + offset_of!(Slot, saved) + offset_of!(Saved, frame),
-            BASE + slot + 0x9000,
-        );
+        image.put_u64(slot as usize + offset_of!(Slot, saved) + offset_of!(Saved, frame), BASE + slot + 0x9000);
         image.map(BASE, BASE + CONTROL_BYTES, attr(Kind::Control, 3));
-        image.map(
-            BASE + LIFE_OFFSET,
-            BASE + RESERVED_BYTES,
-            attr(Kind::Volatile, 3),
-        );
+        image.map(BASE + LIFE_OFFSET, BASE + RESERVED_BYTES, attr(Kind::Volatile, 3));
         image.map(REVIVE, REVIVE + PAGE, attr(Kind::Region, 5));
         image
     }
@@ -131,9 +111,7 @@ impl Image {
 
     /// Adds a mapping.
     pub fn map(&mut self, start: u64, end: u64, attr: Attr) {
-        MapTree::new(&mut self.head, &mut self.nodes)
-            .set(start, end, attr)
-            .expect("enough nodes");
+        MapTree::new(&mut self.head, &mut self.nodes).set(start, end, attr).expect("enough nodes");
     }
 
     /// Adds a file to the table; its index.
@@ -148,10 +126,7 @@ impl Image {
         ] {
             self.put_u64(at + offset, value);
         }
-        self.put_u32(
-            at + offset_of!(FileRecord, access),
-            if writable { 2 } else { 0 },
-        );
+        self.put_u32(at + offset_of!(FileRecord, access), if writable { 2 } else { 0 });
         self.put_u32(at + offset_of!(FileRecord, path_bytes), path.len() as u32);
         let path_at = at + offset_of!(FileRecord, path);
         self.bytes[path_at..path_at + path.len()].copy_from_slice(path);
@@ -172,10 +147,7 @@ impl Image {
         let at = JOURNAL_OFFSET as usize;
         self.bytes[at..at + self.journal.len()].copy_from_slice(&self.journal);
         self.header_u64(offset_of!(Header, journal_bytes), self.journal.len() as u64);
-        self.header_u32(
-            offset_of!(Header, journal_checksum),
-            checksum(0, &self.journal),
-        );
+        self.header_u32(offset_of!(Header, journal_checksum), checksum(0, &self.journal));
         self.reseal();
     }
 
@@ -215,13 +187,7 @@ impl Image {
 
     fn put_tree(&mut self) {
         let at = GLOBALS_OFFSET as usize + offset_of!(Globals, tree);
-        let TreeHead {
-            root,
-            free,
-            used,
-            count,
-            seed,
-        } = self.head;
+        let TreeHead { root, free, used, count, seed } = self.head;
         for (index, value) in [root, free, used, count].into_iter().enumerate() {
             self.put_u32(at + 4 * index, value);
         }
@@ -229,9 +195,7 @@ impl Image {
         for index in 1..=used as usize {
             let at = NODES_OFFSET as usize + index * size_of::<Node>();
             let n = self.nodes[index];
-            for (field, value) in [n.start, n.end, n.offset, n.max_gap, n.min_start, n.max_end]
-                .into_iter()
-                .enumerate()
+            for (field, value) in [n.start, n.end, n.offset, n.max_gap, n.min_start, n.max_end].into_iter().enumerate()
             {
                 self.put_u64(at + 8 * field, value);
             }

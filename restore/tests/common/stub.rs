@@ -17,14 +17,7 @@ fn build() -> PathBuf {
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stub");
     let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--package",
-            "zhuque-stub",
-            "--target-dir",
-        ])
+        .args(["build", "--quiet", "--release", "--package", "zhuque-stub", "--target-dir"])
         .arg(&target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()

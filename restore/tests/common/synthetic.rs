@@ -120,13 +120,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options {
-            mappings: 100,
-            top: false,
-            unmappable: false,
-            wrong: false,
-            exe: "/bin/sleep".into(),
-        }
+        Options { mappings: 100, top: false, unmappable: false, wrong: false, exe: "/bin/sleep".into() }
     }
 }
 
@@ -146,48 +140,27 @@ fn identity(path: &Path) -> [u64; 4] {
     let Ok(now) = path.metadata() else {
         return [0; 4];
     };
-    [
-        now.dev(),
-        now.ino(),
-        now.size(),
-        now.mtime() as u64 * 1_000_000_000 + now.mtime_nsec() as u64,
-    ]
+    [now.dev(), now.ino(), now.size(), now.mtime() as u64 * 1_000_000_000 + now.mtime_nsec() as u64]
 }
 
 impl Synthetic {
     /// Makes one.
     pub fn new(name: &str, options: &Options) -> Synthetic {
-        let path =
-            std::env::temp_dir().join(format!("zhuque-restore-{name}-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("zhuque-restore-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).expect("a directory");
         let create = |file: &str, bytes| {
-            let options = File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(path.join(file));
+            let options = File::options().read(true).write(true).create_new(true).open(path.join(file));
             let file = options.expect("a file");
             file.set_len(bytes).expect("a sparse file");
             file
         };
-        let slices = (0..SLICES)
-            .map(|i| create(&format!("{SLICE_PREFIX}{i:02}"), SLICE_BYTES))
-            .collect();
+        let slices = (0..SLICES).map(|i| create(&format!("{SLICE_PREFIX}{i:02}"), SLICE_BYTES)).collect();
         let lock = create(LOCK_FILE, 0);
         let exe = fs::canonicalize(&options.exe).unwrap_or_else(|_| options.exe.clone());
         let directory = File::open(&path).expect("a directory");
         let (mapped, unmapped, table) = (Vec::new(), Vec::new(), Vec::new());
-        let mut region = Synthetic {
-            path,
-            exe,
-            directory,
-            lock,
-            slices,
-            mapped,
-            unmapped,
-            table,
-        };
+        let mut region = Synthetic { path, exe, directory, lock, slices, mapped, unmapped, table };
         region.fill(options);
         region
     }
@@ -244,9 +217,7 @@ impl Synthetic {
         for (start, end) in &self.mapped {
             let (slice, offset) = slice_of(*start);
             let mut part = vec![0; (end - start).min(0x4000).min(SLICE_BYTES - offset) as usize];
-            self.slices[slice]
-                .read_exact_at(&mut part, offset)
-                .expect("its bytes");
+            self.slices[slice].read_exact_at(&mut part, offset).expect("its bytes");
             all.extend(part);
         }
         for slice in &self.slices {
@@ -258,17 +229,12 @@ impl Synthetic {
     /// Writes 64 bits of region memory, and remembers them for revive's table.
     fn put(&mut self, address: u64, value: u64) {
         let (slice, offset) = slice_of(address);
-        self.slices[slice]
-            .write_all_at(&value.to_le_bytes(), offset)
-            .expect("room");
+        self.slices[slice].write_all_at(&value.to_le_bytes(), offset).expect("room");
         self.table.push((address, value));
     }
 
     fn fill(&mut self, options: &Options) {
-        let data: Vec<u8> = (0..0x8000u32)
-            .flat_map(|n| (n / 8).to_le_bytes())
-            .take(0x8000)
-            .collect();
+        let data: Vec<u8> = (0..0x8000u32).flat_map(|n| (n / 8).to_le_bytes()).take(0x8000).collect();
         fs::write(self.data_file(), &data).expect("a file");
         let mut image = Image::new();
         let path = self.data_file().as_os_str().as_bytes().to_vec();
@@ -276,21 +242,9 @@ impl Synthetic {
         let shared = image.file(&path, data_identity, true);
         let read_only = image.file(&path, data_identity, false);
         let exe = self.exe.as_os_str().as_bytes().to_vec();
-        image.record(&Record::Process(process(
-            &exe,
-            identity(&self.exe),
-            b"sleep\x0010\0",
-        )));
-        image.record(&Record::Limit {
-            resource: 7,
-            soft: SOFT_LIMIT,
-            hard: SOFT_LIMIT,
-        });
-        image.record(&Record::Descriptor {
-            fd: HIGHEST_DESCRIPTOR,
-            description: 1,
-            cloexec: false,
-        });
+        image.record(&Record::Process(process(&exe, identity(&self.exe), b"sleep\x0010\0")));
+        image.record(&Record::Limit { resource: 7, soft: SOFT_LIMIT, hard: SOFT_LIMIT });
+        image.record(&Record::Descriptor { fd: HIGHEST_DESCRIPTOR, description: 1, cloexec: false });
 
         for index in 0..options.mappings {
             self.add(&mut image, index, shared);
@@ -300,25 +254,12 @@ impl Synthetic {
         self.region(&mut image, edge - PAGE, edge + PAGE, 3);
         self.put(edge - 8, 0x1234);
         self.put(edge, 0x5678);
-        self.other(
-            &mut image,
-            0x600_0000_0000,
-            0x700_0000_0000,
-            attr(Kind::Reserve, 0),
-        );
+        self.other(&mut image, 0x600_0000_0000, 0x700_0000_0000, attr(Kind::Reserve, 0));
         if options.top {
-            self.other(
-                &mut image,
-                0x7ff0_0000_0000,
-                TASK_SIZE - 0x10_0000,
-                attr(Kind::Reserve, 0),
-            );
+            self.other(&mut image, 0x7ff0_0000_0000, TASK_SIZE - 0x10_0000, attr(Kind::Reserve, 0));
         }
         if options.unmappable {
-            let attr = Attr {
-                file: read_only,
-                ..attr(Kind::FileShared, 3)
-            };
+            let attr = Attr { file: read_only, ..attr(Kind::FileShared, 3) };
             self.other(&mut image, 0x500_0000_0000, 0x500_0000_1000, attr);
         }
         self.finish(&mut image, options);
@@ -332,37 +273,15 @@ impl Synthetic {
         match index % 10 {
             0 => self.other(image, start, end, attr(Kind::Reserve, 0)),
             1 => {
-                self.other(
-                    image,
-                    start,
-                    end,
-                    Attr {
-                        file,
-                        offset: page,
-                        ..attr(Kind::FilePrivate, 1)
-                    },
-                );
+                self.other(image, start, end, Attr { file, offset: page, ..attr(Kind::FilePrivate, 1) });
                 self.expect_data(start, page);
             }
             2 => {
-                self.other(
-                    image,
-                    start,
-                    end,
-                    Attr {
-                        file,
-                        offset: page,
-                        ..attr(Kind::FileShared, 3)
-                    },
-                );
+                self.other(image, start, end, Attr { file, offset: page, ..attr(Kind::FileShared, 3) });
                 self.expect_data(start, page);
             }
             3 => {
-                let kind = if index % 20 == 3 {
-                    Kind::Headroom
-                } else {
-                    Kind::Volatile
-                };
+                let kind = if index % 20 == 3 { Kind::Headroom } else { Kind::Volatile };
                 image.map(start, end, attr(kind, 0));
                 self.unmapped.push((start, end));
             }
@@ -400,24 +319,14 @@ impl Synthetic {
         // Revive can see the control mapping and the life area, which is fresh.
         table.push((BASE, zhuque_abi::header::MAGIC));
         table.push((BASE + LIFE_OFFSET, u64::from(options.wrong)));
-        let bytes: Vec<u8> = table
-            .iter()
-            .flat_map(|(a, v)| [a.to_le_bytes(), v.to_le_bytes()])
-            .flatten()
-            .collect();
+        let bytes: Vec<u8> = table.iter().flat_map(|(a, v)| [a.to_le_bytes(), v.to_le_bytes()]).flatten().collect();
         let (slice, offset) = slice_of(TABLE);
-        self.slices[slice]
-            .write_all_at(&bytes, offset)
-            .expect("room");
+        self.slices[slice].write_all_at(&bytes, offset).expect("room");
         self.region(image, TABLE, TABLE + page_up(bytes.len() as u64 + 8), 1);
         self.mapped.push((REVIVE, REVIVE + PAGE));
 
         image.seal();
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .open(self.path.join(CONTROL_FILE))
-            .expect("a file");
+        let file = File::options().write(true).create_new(true).open(self.path.join(CONTROL_FILE)).expect("a file");
         file.set_len(CONTROL_BYTES).expect("a sparse file");
         for (offset, bytes) in parts() {
             let part = &image.bytes[offset as usize..offset as usize + bytes];
@@ -428,12 +337,7 @@ impl Synthetic {
 
 /// The parts of the control file that are in use.
 fn parts() -> [(u64, usize); 4] {
-    [
-        (0, 0x3_0000),
-        (NODES_OFFSET, 16384 * 64),
-        (JOURNAL_OFFSET, 0x1000),
-        (SLOTS_OFFSET, 3 * SLOT_STRIDE as usize),
-    ]
+    [(0, 0x3_0000), (NODES_OFFSET, 16384 * 64), (JOURNAL_OFFSET, 0x1000), (SLOTS_OFFSET, 3 * SLOT_STRIDE as usize)]
 }
 
 impl Drop for Synthetic {

@@ -40,8 +40,8 @@ impl core::fmt::Display for CodecError {
 /// Writes `record` with its frame to the start of `out`; the bytes used.
 pub fn encode(record: &Record<'_>, out: &mut [u8]) -> Result<usize, CodecError> {
     let (frame, body) = out.split_at_mut_checked(FRAME_BYTES).ok_or(CodecError::Full)?;
-    let bytes = bincode::serde::encode_into_slice(record, body, bincode::config::standard())
-        .map_err(|_| CodecError::Full)?;
+    let bytes =
+        bincode::serde::encode_into_slice(record, body, bincode::config::standard()).map_err(|_| CodecError::Full)?;
     let checksum = crc32fast::hash(&body[..bytes]);
     frame[0..4].copy_from_slice(&(bytes as u32).to_le_bytes());
     frame[4..8].copy_from_slice(&checksum.to_le_bytes());

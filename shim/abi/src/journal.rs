@@ -5,7 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 
-
 /// One description.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Record<'a> {

@@ -119,7 +119,6 @@ pub struct VforkReturn {
     pub rip: u64,
 }
 
-
 /// A call that ended early, and how to issue it again.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]

@@ -112,11 +112,7 @@ impl Mapping {
     pub fn part(&self, start: u64, end: u64) -> Option<Mapping> {
         let start = start.max(self.start);
         let end = end.min(self.end);
-        (start < end).then(|| Mapping {
-            start,
-            end,
-            attr: self.attr.advanced(start - self.start),
-        })
+        (start < end).then(|| Mapping { start, end, attr: self.attr.advanced(start - self.start) })
     }
 
     /// Whether `next` continues this run, so that both must be one.
@@ -130,13 +126,7 @@ impl Mapping {
         (node.start < node.end).then_some(Mapping {
             start: node.start,
             end: node.end,
-            attr: Attr {
-                kind,
-                prot: node.prot,
-                flags: node.flags,
-                file: node.file,
-                offset: node.offset,
-            },
+            attr: Attr { kind, prot: node.prot, flags: node.flags, file: node.file, offset: node.offset },
         })
     }
 }
@@ -203,13 +193,7 @@ impl<'a> MapTree<'a> {
         if self.is_free(start, end) {
             return Ok(());
         }
-        let attr = Attr {
-            kind: Kind::Free,
-            prot: 0,
-            flags: 0,
-            file: 0,
-            offset: 0,
-        };
+        let attr = Attr { kind: Kind::Free, prot: 0, flags: 0, file: 0, offset: 0 };
         self.replace(Mapping { start, end, attr })
     }
 
@@ -218,12 +202,7 @@ impl<'a> MapTree<'a> {
     ///
     /// Needs a free node for each end of the range that lies inside a run, and returns [`Full`] before the first call
     /// of `f` when there are fewer, even if the result would need none: what `f` does cannot be known beforehand.
-    pub fn update(
-        &mut self,
-        start: u64,
-        end: u64,
-        mut f: impl FnMut(&mut Attr),
-    ) -> Result<(), Full> {
+    pub fn update(&mut self, start: u64, end: u64, mut f: impl FnMut(&mut Attr)) -> Result<(), Full> {
         if self.is_free(start, end) {
             return Ok(());
         }

@@ -54,8 +54,7 @@ fn a_full_table_can_be_emptied() {
     let mut tree = table.tree();
     for i in 0..4 {
         let start = BASE + 4 * i * PAGE;
-        tree.set(start, start + 3 * PAGE, attr(Kind::Region, 3))
-            .unwrap();
+        tree.set(start, start + 3 * PAGE, attr(Kind::Region, 3)).unwrap();
     }
     assert_eq!(tree.spare(), 0);
     // A hole in the middle of a run needs a node; cutting off an end or removing a run does not.
@@ -67,12 +66,9 @@ fn a_full_table_can_be_emptied() {
     assert_eq!((cut, called), (Err(Full), false));
     // Setting what is there already, replacing a whole run, and closing a hole between equals: no node.
     let two = BASE + 4 * PAGE;
-    tree.set(two + PAGE, two + 2 * PAGE, attr(Kind::Region, 3))
-        .unwrap();
-    tree.set(two, two + 3 * PAGE, attr(Kind::Reserve, 0))
-        .unwrap();
-    tree.set(two, two + 4 * PAGE, attr(Kind::Region, 3))
-        .unwrap();
+    tree.set(two + PAGE, two + 2 * PAGE, attr(Kind::Region, 3)).unwrap();
+    tree.set(two, two + 3 * PAGE, attr(Kind::Reserve, 0)).unwrap();
+    tree.set(two, two + 4 * PAGE, attr(Kind::Region, 3)).unwrap();
     assert_eq!((tree.len(), tree.spare()), (3, 1));
     tree.clear(0, u64::MAX).unwrap();
     assert!(tree.is_empty());
@@ -95,18 +91,14 @@ fn runs_merge_and_split_with_their_offsets() {
     let mut tree = table.tree();
     let text = |offset| file(Kind::FilePrivate, 3, offset);
     tree.set(BASE, BASE + 2 * PAGE, text(0)).unwrap();
-    tree.set(BASE + 2 * PAGE, BASE + 4 * PAGE, text(2 * PAGE))
-        .unwrap();
+    tree.set(BASE + 2 * PAGE, BASE + 4 * PAGE, text(2 * PAGE)).unwrap();
     assert_eq!(tree.len(), 1);
     // Same file, but not where the run would go on.
     tree.set(BASE + 4 * PAGE, BASE + 5 * PAGE, text(0)).unwrap();
     assert_eq!(tree.len(), 2);
     tree.clear(BASE + PAGE, BASE + 2 * PAGE).unwrap();
     let right = tree.find(BASE + 3 * PAGE).unwrap();
-    assert_eq!(
-        (right.start, right.attr.offset),
-        (BASE + 2 * PAGE, 2 * PAGE)
-    );
+    assert_eq!((right.start, right.attr.offset), (BASE + 2 * PAGE, 2 * PAGE));
 
     // Region memory has no offset, unless it came from a file.
     let far = BASE << 1;
@@ -115,12 +107,8 @@ fn runs_merge_and_split_with_their_offsets() {
     assert_eq!(tree.find(far).unwrap().attr, attr(Kind::Region, 5));
     from_file.flags = flag::FROM_FILE;
     tree.set(far, far + 3 * PAGE, from_file).unwrap();
-    tree.update(far + PAGE, far + 2 * PAGE, |a| a.prot = 1)
-        .unwrap();
-    let offsets: Vec<_> = tree
-        .range(far, far + 3 * PAGE)
-        .map(|m| m.attr.offset)
-        .collect();
+    tree.update(far + PAGE, far + 2 * PAGE, |a| a.prot = 1).unwrap();
+    let offsets: Vec<_> = tree.range(far, far + 3 * PAGE).map(|m| m.attr.offset).collect();
     assert_eq!(offsets, [8 * PAGE, 9 * PAGE, 10 * PAGE]);
     tree.update(far, far + 3 * PAGE, |a| a.prot = 5).unwrap();
     assert_eq!(tree.range(far, far + 3 * PAGE).count(), 1);
@@ -131,17 +119,11 @@ fn runs_merge_and_split_with_their_offsets() {
 fn update_sees_each_part_once_in_order() {
     let mut table = Table::new(16, 0);
     let mut tree = table.tree();
-    tree.set(BASE, BASE + 4 * PAGE, file(Kind::FileShared, 1, 0))
-        .unwrap();
-    tree.set(BASE + 6 * PAGE, BASE + 9 * PAGE, attr(Kind::Reserve, 0))
-        .unwrap();
-    tree.set(BASE + 9 * PAGE, BASE + 10 * PAGE, attr(Kind::Region, 3))
-        .unwrap();
+    tree.set(BASE, BASE + 4 * PAGE, file(Kind::FileShared, 1, 0)).unwrap();
+    tree.set(BASE + 6 * PAGE, BASE + 9 * PAGE, attr(Kind::Reserve, 0)).unwrap();
+    tree.set(BASE + 9 * PAGE, BASE + 10 * PAGE, attr(Kind::Region, 3)).unwrap();
     let mut seen = Vec::new();
-    tree.update(BASE + PAGE, BASE + 8 * PAGE, |a| {
-        seen.push((a.kind, a.offset))
-    })
-    .unwrap();
+    tree.update(BASE + PAGE, BASE + 8 * PAGE, |a| seen.push((a.kind, a.offset))).unwrap();
     assert_eq!(seen, [(Kind::FileShared, PAGE), (Kind::Reserve, 0)]);
     assert_eq!(tree.len(), 3);
 }
@@ -161,8 +143,7 @@ fn gaps_reach_the_ends_of_the_address_space() {
     assert_eq!(tree.gap_below(u64::MAX, PAGE, 0, u64::MAX), Some(0));
     assert_eq!(tree.gap_above(PAGE, u64::MAX, 1, u64::MAX), None);
     tree.set(0, PAGE, attr(Kind::Region, 3)).unwrap();
-    tree.set(u64::MAX - PAGE, u64::MAX, attr(Kind::Region, 3))
-        .unwrap();
+    tree.set(u64::MAX - PAGE, u64::MAX, attr(Kind::Region, 3)).unwrap();
     let rest = u64::MAX - 2 * PAGE;
     assert_eq!(tree.gap_below(rest, 1, 0, u64::MAX), Some(PAGE));
     assert_eq!(tree.gap_above(rest, 1, 0, u64::MAX), Some(PAGE));
@@ -186,8 +167,7 @@ fn many_mappings_stay_shallow() {
             let page = order(i);
             let prot = 1 + (page % 2) as u8 * 2;
             let start = Model::addr(page);
-            tree.set(start, start + PAGE, attr(Kind::Region, prot))
-                .unwrap();
+            tree.set(start, start + PAGE, attr(Kind::Region, prot)).unwrap();
         }
         tree.check().unwrap();
         assert_eq!(tree.len() as u64, RUNS);
@@ -200,28 +180,20 @@ fn many_mappings_stay_shallow() {
             let before = table.nodes.clone();
             let mut tree = table.tree();
             match rng.below(3) {
-                0 => tree
-                    .set(start, start + PAGE, attr(Kind::Reserve, 0))
-                    .unwrap(),
+                0 => tree.set(start, start + PAGE, attr(Kind::Reserve, 0)).unwrap(),
                 1 => tree.clear(start, start + PAGE).unwrap(),
                 _ => tree.update(start, start + PAGE, |a| a.prot = 7).unwrap(),
             }
-            let changed = before
-                .iter()
-                .zip(&table.nodes)
-                .filter(|(a, b)| a != b)
-                .count();
+            let changed = before.iter().zip(&table.nodes).filter(|(a, b)| a != b).count();
             assert!(changed < 100, "{changed} nodes changed");
         }
         table.view().check().unwrap();
         // Making all the same leaves one run, and its neighbour on the free list is used again.
         let mut tree = table.tree();
-        tree.set(BASE, Model::addr(RUNS), attr(Kind::Region, 3))
-            .unwrap();
+        tree.set(BASE, Model::addr(RUNS), attr(Kind::Region, 3)).unwrap();
         assert_eq!(tree.len(), 1);
         tree.check().unwrap();
-        tree.update(Model::addr(7), Model::addr(8), |a| a.prot = 1)
-            .unwrap();
+        tree.update(Model::addr(7), Model::addr(8), |a| a.prot = 1).unwrap();
         assert_eq!(tree.len(), 3);
         tree.check().unwrap();
         assert!(table.head.used as u64 <= RUNS + 2);
@@ -237,12 +209,10 @@ fn everything_runs_on_a_small_stack() {
         for i in 0..4_000 {
             let start = Model::addr(i);
             let prot = 1 + (i % 2) as u8;
-            tree.set(start, start + PAGE, attr(Kind::Region, prot))
-                .unwrap();
+            tree.set(start, start + PAGE, attr(Kind::Region, prot)).unwrap();
         }
         let (start, end) = (Model::addr(100), Model::addr(3_000));
-        tree.update(start, end, |a| a.flags |= flag::LOCKED)
-            .unwrap();
+        tree.update(start, end, |a| a.flags |= flag::LOCKED).unwrap();
         tree.clear(start, end).unwrap();
         let gap = tree.gap_below(PAGE, 1 << 21, BASE, BASE << 1);
         let count = tree.iter().count();

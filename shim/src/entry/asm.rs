@@ -334,12 +334,28 @@ global_asm!(
 macro_rules! wrapper {
     ($name:literal, $index:literal) => {
         concat!(
-            ".p2align 4\n", ".hidden ", $name, "\n.globl ", $name, "\n", $name, ":\n",
-            "mov gs:[{v_rsp}], rsp\n", "mov gs:[{v_rdi}], rdi\n", "mov gs:[{v_rsi}], rsi\n",
-            "mov gs:[{v_rdx}], rdx\n", "mov gs:[{v_rbx}], rbx\n", "mov gs:[{v_rbp}], rbp\n",
-            "mov gs:[{v_r12}], r12\n", "mov gs:[{v_r13}], r13\n", "mov gs:[{v_r14}], r14\n",
+            ".p2align 4\n",
+            ".hidden ",
+            $name,
+            "\n.globl ",
+            $name,
+            "\n",
+            $name,
+            ":\n",
+            "mov gs:[{v_rsp}], rsp\n",
+            "mov gs:[{v_rdi}], rdi\n",
+            "mov gs:[{v_rsi}], rsi\n",
+            "mov gs:[{v_rdx}], rdx\n",
+            "mov gs:[{v_rbx}], rbx\n",
+            "mov gs:[{v_rbp}], rbp\n",
+            "mov gs:[{v_r12}], r12\n",
+            "mov gs:[{v_r13}], r13\n",
+            "mov gs:[{v_r14}], r14\n",
             "mov gs:[{v_r15}], r15\n",
-            "lea rax, [rip + ", $name, "]\n", "mov gs:[{v_entry}], rax\n",
+            "lea rax, [rip + ",
+            $name,
+            "]\n",
+            "mov gs:[{v_entry}], rax\n",
         )
     };
 }

@@ -31,7 +31,8 @@ impl Plan {
     fn open(memory: &mut Memory) -> Option<Plan> {
         let mut path = fs::Path::new();
         path.push(PLAN_FILE.as_bytes());
-        let file = fs::open_at(control::life().descriptors.directory, &path, libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
+        let file =
+            fs::open_at(control::life().descriptors.directory, &path, libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
         let bytes = fs::stat_fd(file).ok()?.st_size as u64;
         let length = page_up(bytes.max(1));
         let flags = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
@@ -170,8 +171,14 @@ fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errn
     let (low, last) = (table[first], table[first + count - 1]);
     globals.sites = (first + count) as u32;
     let high = last.address + u64::from(last.length);
-    *pages =
-        TrampolinePages { start: place, end: place + bytes, low: low.address, high, first: first as u32, count: count as u32 };
+    *pages = TrampolinePages {
+        start: place,
+        end: place + bytes,
+        low: low.address,
+        high,
+        first: first as u32,
+        count: count as u32,
+    };
     let pages = *pages;
     write_jumps(&pages)?;
     let attr = Attr { flags: run.attr.flags | flag::PATCHED, ..run.attr };
@@ -196,7 +203,8 @@ fn write_pages(place: u64, bytes: u64, write: impl FnOnce(&mut [u8])) -> Result<
         }
         // SAFETY: a window at an address of the kernel's choice, used here only.
         unsafe {
-            let window = mm::mmap(0, bytes, READ_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE, slice_fd(slice), offset)?;
+            let window =
+                mm::mmap(0, bytes, READ_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE, slice_fd(slice), offset)?;
             if let Some(write) = write.take() {
                 write(core::slice::from_raw_parts_mut(window as *mut u8, bytes as usize));
             }

@@ -182,7 +182,7 @@ fn map_control(fd: i32) -> Result<u64, Errno> {
 
 /// Moves the region's descriptors out of the program's way: behind its soft limit if the hard one allows.
 fn move_descriptors(own: &mut RegionDescriptors) -> Result<(), Errno> {
-    let nofile = libc::RLIMIT_NOFILE as u32;
+    let nofile = libc::RLIMIT_NOFILE;
     let [soft, hard] = process::limit(nofile, None)?;
     let room = DESCRIPTORS as u64;
     let first = if hard >= soft.saturating_add(room) && soft < 1 << 20 { soft } else { soft.min(1 << 20) - room };

@@ -136,11 +136,7 @@ fn milliseconds(ns: i64) -> u64 {
 }
 
 /// Runs a call with a relative time-out (ns; None: no limit) by what remains of it.
-fn timed(
-    slot: &mut Slot,
-    limit: Option<i64>,
-    call: impl FnOnce(&mut Slot, Option<i64>) -> Result64,
-) -> Result64 {
+fn timed(slot: &mut Slot, limit: Option<i64>, call: impl FnOnce(&mut Slot, Option<i64>) -> Result64) -> Result64 {
     let Some(limit) = limit else { return call(slot, None) };
     if limit == 0 {
         return call(slot, Some(0));
@@ -343,7 +339,11 @@ pub fn futex(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
         }
         // FUTEX_LOCK_PI, UNLOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, CMP_REQUEUE_PI, LOCK_PI2.
         6 | 7 | 8 | 11 | 12 | 13 => {
-            crate::gate::say_refused(libc::SYS_futex as u64, b"futex with priority inheritance", b"real thread ids of owners are not kept");
+            crate::gate::say_refused(
+                libc::SYS_futex as u64,
+                b"futex with priority inheritance",
+                b"real thread ids of owners are not kept",
+            );
             error(libc::ENOSYS)
         }
         _ => wait_call(slot, libc::SYS_futex, a),

@@ -24,7 +24,10 @@ const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 
 /// Entry of the child. Returns 0 to the gate's exit, as a process that zhuque has nothing to do with any more.
-pub extern "C" fn start(slot: *mut Slot) -> u32 {
+///
+/// # Safety
+/// Called once, in a fresh fork child, with the forking thread's slot.
+pub unsafe extern "C" fn start(slot: *mut Slot) -> u32 {
     if copy_everything(slot).is_err() {
         crate::die::say(&crate::text::Text::of(b"a forked child ended: no memory for its copies"));
         process::exit_group(crate::die::STATUS);
@@ -148,8 +151,12 @@ fn leave_region(slot: &mut Slot) {
     for n in 1..=64u32 {
         let action = signals::action(n);
         if action.handler > 1 || signals::always_ours(n) {
-            let kernel =
-                KernelAction { handler: action.handler, flags: action.flags, restorer: action.restorer, mask: action.mask };
+            let kernel = KernelAction {
+                handler: action.handler,
+                flags: action.flags,
+                restorer: action.restorer,
+                mask: action.mask,
+            };
             // SAFETY: the program's own action, in a process that has left the gate.
             let _ = unsafe { set_action(n, &kernel) };
         }

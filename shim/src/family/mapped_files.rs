@@ -19,8 +19,7 @@ use zhuque_sys::{Errno, fs, mm, user};
 /// Brings the file table up to date. Everything stands still; `journal` has the descriptors' records already.
 pub fn refresh(journal: &[u8]) -> Result<(), Failure> {
     // SAFETY: everything stands still.
-    let (tree, files) =
-        unsafe { (MapTree::new(&mut (*control::globals()).tree, control::nodes()), control::files()) };
+    let (tree, files) = unsafe { (MapTree::new(&mut (*control::globals()).tree, control::nodes()), control::files()) };
     let mut done = [false; MAX_FILES];
     for run in tree.iter().filter(|run| run.attr.kind.is_file()) {
         let index = run.attr.file as usize;

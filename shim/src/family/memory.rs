@@ -64,7 +64,7 @@ pub fn serve(number: i64, a: [u64; 6]) -> Result64 {
 
 /// The range `[address, address + bytes)` rounded to pages, or the error that munmap and mprotect give.
 pub fn range(address: u64, bytes: u64) -> Result<(u64, u64), Errno> {
-    if address % PAGE != 0 {
+    if !address.is_multiple_of(PAGE) {
         return error(libc::EINVAL);
     }
     let end = address.checked_add(page_up(bytes)).ok_or(Errno(libc::EINVAL))?;
@@ -82,7 +82,11 @@ pub fn not_ours(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
 }
 
 /// Calls `each` with every part of the range that lies in one slice: slice number, offset, address, bytes.
-pub fn by_slice(start: u64, end: u64, mut each: impl FnMut(usize, u64, u64, u64) -> Result<(), Errno>) -> Result<(), Errno> {
+pub fn by_slice(
+    start: u64,
+    end: u64,
+    mut each: impl FnMut(usize, u64, u64, u64) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let mut at = start;
     while at < end {
         let (slice, offset) = slice_of(at);
@@ -248,7 +252,8 @@ pub fn copy_into_region(run: Mapping, prot: u64) -> Result<(), Errno> {
         // SAFETY: a fresh mapping at an address that the kernel chooses, and away with it. The source may end before
         // its pages do (a file shorter than its mapping): copy page by page, leaving zeroes where it faults.
         unsafe {
-            let window = mm::mmap(0, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, slice_fd(slice), offset)?;
+            let window =
+                mm::mmap(0, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, slice_fd(slice), offset)?;
             let mut at = 0;
             while at < bytes {
                 let _ = zhuque_sys::user::copy(window + at, address + at, PAGE as usize);

@@ -39,7 +39,7 @@ struct Request {
 pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     let [address, bytes, prot, flags, fd, offset] = a;
     let kind = flags & MAP_TYPE;
-    if bytes == 0 || offset % PAGE != 0 || !matches!(kind, MAP_SHARED | MAP_PRIVATE | MAP_SHARED_VALIDATE) {
+    if bytes == 0 || !offset.is_multiple_of(PAGE) || !matches!(kind, MAP_SHARED | MAP_PRIVATE | MAP_SHARED_VALIDATE) {
         return error(libc::EINVAL);
     }
     let bytes = page_up(bytes);
@@ -75,7 +75,7 @@ pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
 fn choose(memory: &Memory, address: u64, request: &Request) -> Result<u64, Errno> {
     let bytes = request.bytes;
     if request.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return error(libc::EINVAL);
         }
         let end = address.checked_add(bytes).filter(|&end| end <= TASK_SIZE).ok_or(Errno(libc::ENOMEM))?;
@@ -99,10 +99,11 @@ fn choose(memory: &Memory, address: u64, request: &Request) -> Result<u64, Errno
     let top = unsafe { (*memory.globals).mmap_top };
     let low_only = request.flags & MAP_32BIT != 0;
     let high = if low_only { 1 << 31 } else { top };
-    let align = if bytes % HUGE == 0 { HUGE } else { PAGE };
-    let found = memory.tree.gap_below(bytes, align, LOWEST, high).or_else(|| {
-        if low_only { None } else { memory.tree.gap_below(bytes, PAGE, LOWEST, page_down(TASK_SIZE)) }
-    });
+    let align = if bytes.is_multiple_of(HUGE) { HUGE } else { PAGE };
+    let found = memory
+        .tree
+        .gap_below(bytes, align, LOWEST, high)
+        .or_else(|| if low_only { None } else { memory.tree.gap_below(bytes, PAGE, LOWEST, page_down(TASK_SIZE)) });
     found.ok_or(Errno(libc::ENOMEM))
 }
 

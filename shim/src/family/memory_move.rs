@@ -23,7 +23,7 @@ pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     let may_move = flags & MREMAP_MAYMOVE != 0;
     let fixed = flags & MREMAP_FIXED != 0;
     let keep = flags & MREMAP_DONTUNMAP != 0;
-    if flags & !7 != 0 || old % PAGE != 0 || new_bytes == 0 || ((fixed || keep) && !may_move) {
+    if flags & !7 != 0 || !old.is_multiple_of(PAGE) || new_bytes == 0 || ((fixed || keep) && !may_move) {
         return error(libc::EINVAL);
     }
     if keep && old_bytes != new_bytes {

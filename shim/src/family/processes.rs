@@ -15,7 +15,15 @@ use zhuque_abi::slot::{Slot, VforkReturn};
 use zhuque_sys::{process, signal, user};
 
 unsafe extern "C" {
-    fn zhuque_clone(flags: u64, stack: u64, parent: u64, child: u64, tls: u64, entry: extern "C" fn(*mut Slot) -> u32, argument: *mut Slot) -> i64;
+    fn zhuque_clone(
+        flags: u64,
+        stack: u64,
+        parent: u64,
+        child: u64,
+        tls: u64,
+        entry: unsafe extern "C" fn(*mut Slot) -> u32,
+        argument: *mut Slot,
+    ) -> i64;
     fn zhuque_vfork() -> !;
 }
 
@@ -126,7 +134,10 @@ fn wait_for_copy(slot: &Slot, pid: u32) {
         let flags = (libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) as usize;
         // SAFETY: the target is a local siginfo.
         let _ = unsafe {
-            process::other(libc::SYS_waitid, [libc::P_PID as usize, pid as usize, info.as_mut_ptr() as usize, flags, 0, 0])
+            process::other(
+                libc::SYS_waitid,
+                [libc::P_PID as usize, pid as usize, info.as_mut_ptr() as usize, flags, 0, 0],
+            )
         };
         if info[0] != 0 {
             break;

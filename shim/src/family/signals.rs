@@ -106,7 +106,8 @@ pub fn apply(signal: u32, value: &Action) -> Result<(), Errno> {
     if always_ours(signal) || value.handler > SIG_IGN {
         return install(signal, value.flags);
     }
-    let kernel = KernelAction { handler: value.handler, flags: value.flags, restorer: value.restorer, mask: value.mask };
+    let kernel =
+        KernelAction { handler: value.handler, flags: value.flags, restorer: value.restorer, mask: value.mask };
     // SAFETY: SIG_DFL and SIG_IGN run no code.
     unsafe { set_action(signal, &kernel) }
 }

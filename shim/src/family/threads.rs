@@ -25,7 +25,15 @@ const CLONE_NEW: u64 = 0x7e02_0000 | 0x80;
 const MADV_POPULATE_WRITE: i32 = 23;
 
 unsafe extern "C" {
-    fn zhuque_clone(flags: u64, stack: u64, parent: u64, child: u64, tls: u64, entry: extern "C" fn(*mut Slot) -> u32, argument: *mut Slot) -> i64;
+    fn zhuque_clone(
+        flags: u64,
+        stack: u64,
+        parent: u64,
+        child: u64,
+        tls: u64,
+        entry: unsafe extern "C" fn(*mut Slot) -> u32,
+        argument: *mut Slot,
+    ) -> i64;
     fn zhuque_exit_thread(state: *mut u32) -> !;
 }
 
@@ -151,7 +159,11 @@ fn rseq(slot: &mut Slot, a: [u64; 6]) -> Result64 {
 fn prctl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     match a[0] as i32 {
         libc::PR_SET_SECCOMP => {
-            crate::gate::say_refused(libc::SYS_seccomp as u64, b"seccomp", b"a filter would bind the resumed program as well");
+            crate::gate::say_refused(
+                libc::SYS_seccomp as u64,
+                b"seccomp",
+                b"a filter would bind the resumed program as well",
+            );
             error(libc::EINVAL)
         }
         59 => error(libc::EINVAL),
@@ -179,10 +191,10 @@ fn exit_group(status: u64) -> Result64 {
 fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
     signal::set_mask(!0);
     let lock = Lock::state();
-    let others = (0..control::slots())
-        // SAFETY: atomic fields of the control mapping.
-        .filter(|&index| index != slot.index as usize && unsafe { (*control::slot(index)).state.load(Ordering::Acquire) } != state::FREE)
-        .count();
+    let others = (0..control::slots()).filter(|&index| index != slot.index as usize);
+    // SAFETY: atomic fields of the control mapping.
+    let taken = |index| unsafe { (*control::slot(index)).state.load(Ordering::Acquire) } != state::FREE;
+    let others = others.filter(|&index| taken(index)).count();
     if others == 0 {
         return exit_group(status);
     }
@@ -253,7 +265,11 @@ fn clone(slot: &mut Slot, c: Clone) -> Result64 {
         return processes::vfork(slot);
     }
     if c.flags & CLONE_VM != 0 {
-        crate::gate::say_refused(libc::SYS_clone as u64, b"clone of a process that shares memory", b"not persistent yet");
+        crate::gate::say_refused(
+            libc::SYS_clone as u64,
+            b"clone of a process that shares memory",
+            b"not persistent yet",
+        );
         return error(libc::ENOSYS);
     }
     if c.stack != 0 {

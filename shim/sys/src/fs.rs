@@ -150,9 +150,7 @@ pub fn stat_at(directory: i32, path: &Path, flags: i32) -> Result<libc::stat, Er
 /// readlink(2); the length.
 pub fn read_link(path: &Path, buffer: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: path and buffer are valid for their lengths.
-    check(unsafe {
-        call3(libc::SYS_readlink as usize, path.pointer(), buffer.as_mut_ptr() as usize, buffer.len())
-    })
+    check(unsafe { call3(libc::SYS_readlink as usize, path.pointer(), buffer.as_mut_ptr() as usize, buffer.len()) })
 }
 
 /// The text of /proc/self/fd/`fd`; the length.
@@ -313,7 +311,13 @@ pub fn pipe(flags: i32) -> Result<[i32; 2], Errno> {
 pub fn send_file(to: i32, from: i32, offset: &mut i64, bytes: usize) -> Result<usize, Errno> {
     // SAFETY: the offset is a local of the caller's.
     check(unsafe {
-        call4(libc::SYS_sendfile as usize, to as isize as usize, from as isize as usize, offset as *mut i64 as usize, bytes)
+        call4(
+            libc::SYS_sendfile as usize,
+            to as isize as usize,
+            from as isize as usize,
+            offset as *mut i64 as usize,
+            bytes,
+        )
     })
 }
 
@@ -390,10 +394,8 @@ pub fn link_at(from_directory: i32, from: &Path, directory: i32, path: &Path) ->
 /// mkdirat(2).
 pub fn make_directory(directory: i32, path: &Path, mode: u32) -> Result<(), Errno> {
     // SAFETY: the path is zero-terminated.
-    check(unsafe {
-        call3(libc::SYS_mkdirat as usize, directory as isize as usize, path.pointer(), mode as usize)
-    })
-    .map(|_| ())
+    check(unsafe { call3(libc::SYS_mkdirat as usize, directory as isize as usize, path.pointer(), mode as usize) })
+        .map(|_| ())
 }
 
 /// fchmodat(2) and fchownat(2) of a name that is not followed if it is a symbolic link's; for sockets.
@@ -401,9 +403,7 @@ pub fn set_ownership(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<(), E
     let at = libc::AT_FDCWD as isize as usize;
     let no_follow = libc::AT_SYMLINK_NOFOLLOW as usize;
     // SAFETY: the path is zero-terminated.
-    check(unsafe {
-        call5(libc::SYS_fchownat as usize, at, path.pointer(), uid as usize, gid as usize, no_follow)
-    })?;
+    check(unsafe { call5(libc::SYS_fchownat as usize, at, path.pointer(), uid as usize, gid as usize, no_follow) })?;
     // SAFETY: the path is zero-terminated.
     check(unsafe { call3(libc::SYS_fchmodat as usize, at, path.pointer(), mode as usize) }).map(|_| ())
 }
@@ -412,8 +412,7 @@ pub fn set_ownership(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<(), E
 pub fn clone_content(to: i32, from: i32) -> Result<(), Errno> {
     const FICLONE: usize = 0x4004_9409;
     // SAFETY: the argument is a descriptor.
-    check(unsafe { call3(libc::SYS_ioctl as usize, to as isize as usize, FICLONE, from as isize as usize) })
-        .map(|_| ())
+    check(unsafe { call3(libc::SYS_ioctl as usize, to as isize as usize, FICLONE, from as isize as usize) }).map(|_| ())
 }
 
 /// tee(2): copies up to `bytes` of what lies in the pipe `from` to the pipe `to`, without waiting.
@@ -435,9 +434,7 @@ pub fn tee(from: i32, to: i32, bytes: usize) -> Result<usize, Errno> {
 fn ioctl_read<const N: usize>(fd: i32, request: usize) -> Result<[u8; N], Errno> {
     let mut answer = [0u8; N];
     // SAFETY: the target is a local of the size that the request writes.
-    check(unsafe {
-        call3(libc::SYS_ioctl as usize, fd as isize as usize, request, answer.as_mut_ptr() as usize)
-    })?;
+    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, request, answer.as_mut_ptr() as usize) })?;
     Ok(answer)
 }
 
@@ -469,27 +466,22 @@ pub fn pseudo_terminal(fd: i32) -> Result<u32, Errno> {
 /// ioctl(TCSETS2).
 pub fn set_terminal(fd: i32, settings: &[u8; 44]) -> Result<(), Errno> {
     // SAFETY: the source has the size that the request reads.
-    check(unsafe {
-        call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x402c_542b, settings.as_ptr() as usize)
-    })
-    .map(|_| ())
+    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x402c_542b, settings.as_ptr() as usize) })
+        .map(|_| ())
 }
 
 /// ioctl(TIOCSWINSZ).
 pub fn set_window(fd: i32, size: &[u8; 8]) -> Result<(), Errno> {
     // SAFETY: the source has the size that the request reads.
-    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x5414, size.as_ptr() as usize) })
-        .map(|_| ())
+    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x5414, size.as_ptr() as usize) }).map(|_| ())
 }
 
 /// ioctl(TIOCSPTLCK, 0): lets the other side of a new pseudo-terminal be opened.
 pub fn unlock_pseudo_terminal(fd: i32) -> Result<(), Errno> {
     let unlocked = 0i32;
     // SAFETY: the source is a local of the size that the request reads.
-    check(unsafe {
-        call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x4004_5431, &unlocked as *const _ as usize)
-    })
-    .map(|_| ())
+    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x4004_5431, &unlocked as *const _ as usize) })
+        .map(|_| ())
 }
 
 /// fcntl(F_GETOWN_EX): who gets the descriptor's signals, as type and id.

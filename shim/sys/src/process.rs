@@ -121,10 +121,8 @@ pub fn futex_wake(word: &core::sync::atomic::AtomicU32, count: u32) {
 /// The area belongs to the calling thread.
 pub unsafe fn rseq(area: u64, bytes: u32, flags: i32, signature: u32) -> Result<(), Errno> {
     // SAFETY: the caller's argument.
-    check(unsafe {
-        call4(libc::SYS_rseq as usize, area as usize, bytes as usize, flags as usize, signature as usize)
-    })
-    .map(|_| ())
+    check(unsafe { call4(libc::SYS_rseq as usize, area as usize, bytes as usize, flags as usize, signature as usize) })
+        .map(|_| ())
 }
 
 /// set_robust_list(2).
@@ -141,12 +139,7 @@ pub fn robust_list() -> (u64, u64) {
     let (mut head, mut bytes) = (0u64, 0u64);
     // SAFETY: the targets are locals.
     unsafe {
-        call3(
-            libc::SYS_get_robust_list as usize,
-            0,
-            &mut head as *mut _ as usize,
-            &mut bytes as *mut _ as usize,
-        )
+        call3(libc::SYS_get_robust_list as usize, 0, &mut head as *mut _ as usize, &mut bytes as *mut _ as usize)
     };
     (head, bytes)
 }
@@ -176,13 +169,7 @@ pub fn wait(pid: i32, options: i32) -> Result<(u32, i32), Errno> {
     let mut status = 0i32;
     // SAFETY: the target is a local.
     check(unsafe {
-        call4(
-            libc::SYS_wait4 as usize,
-            pid as isize as usize,
-            &mut status as *mut _ as usize,
-            options as usize,
-            0,
-        )
+        call4(libc::SYS_wait4 as usize, pid as isize as usize, &mut status as *mut _ as usize, options as usize, 0)
     })
     .map(|p| (p as u32, status))
 }

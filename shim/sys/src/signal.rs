@@ -100,23 +100,15 @@ pub fn send(pid: u32, tid: u32, signal: u32) -> Result<(), Errno> {
 /// rt_sigqueueinfo(2): to the process.
 pub fn queue_process(pid: u32, signal: u32, info: &[u64; 16]) -> Result<(), Errno> {
     // SAFETY: the source is valid for a siginfo.
-    check(unsafe {
-        call3(libc::SYS_rt_sigqueueinfo as usize, pid as usize, signal as usize, info.as_ptr() as usize)
-    })
-    .map(|_| ())
+    check(unsafe { call3(libc::SYS_rt_sigqueueinfo as usize, pid as usize, signal as usize, info.as_ptr() as usize) })
+        .map(|_| ())
 }
 
 /// rt_tgsigqueueinfo(2): to a thread.
 pub fn queue_thread(pid: u32, tid: u32, signal: u32, info: &[u64; 16]) -> Result<(), Errno> {
     // SAFETY: the source is valid for a siginfo.
     check(unsafe {
-        call4(
-            libc::SYS_rt_tgsigqueueinfo as usize,
-            pid as usize,
-            tid as usize,
-            signal as usize,
-            info.as_ptr() as usize,
-        )
+        call4(libc::SYS_rt_tgsigqueueinfo as usize, pid as usize, tid as usize, signal as usize, info.as_ptr() as usize)
     })
     .map(|_| ())
 }

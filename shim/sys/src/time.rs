@@ -75,8 +75,6 @@ pub fn timerfd_set(fd: i32, flags: i32, value_ns: u64, interval_ns: u64) -> Resu
 /// ioctl(TFD_IOC_SET_TICKS): the number of expirations that the next read reports (kernels with checkpoint support).
 pub fn timerfd_set_ticks(fd: i32, ticks: u64) -> Result<(), Errno> {
     // SAFETY: the source is a local of the size that the request reads.
-    check(unsafe {
-        call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x4008_5400, &ticks as *const _ as usize)
-    })
-    .map(|_| ())
+    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x4008_5400, &ticks as *const _ as usize) })
+        .map(|_| ())
 }

@@ -57,9 +57,8 @@ pub fn check_plan(bytes: &[u8], plan: &Plan) -> Vec<String> {
     };
     let all = sweep(bytes, &elf);
     let targets = targets(&elf, &all);
-    let starts: HashMap<u64, usize> = { all.iter().enumerate() }
-        .map(|(index, instruction)| (instruction.ip(), index))
-        .collect();
+    let starts: HashMap<u64, usize> =
+        { all.iter().enumerate() }.map(|(index, instruction)| (instruction.ip(), index)).collect();
     for site in &plan.sites {
         let problem = check_surroundings(&elf, site, &all, &starts, &targets);
         wrong.extend(problem.map(|w| format!("{:#x}: {w}", site.file_offset)));

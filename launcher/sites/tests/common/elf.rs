@@ -31,11 +31,7 @@ pub struct Builder {
 impl Builder {
     /// One function that is all of `code`.
     pub fn function(code: &[u8]) -> Builder {
-        Builder {
-            code: code.to_vec(),
-            frames: vec![(0, code.len() as u64, None)],
-            ..Builder::default()
-        }
+        Builder { code: code.to_vec(), frames: vec![(0, code.len() as u64, None)], ..Builder::default() }
     }
 
     /// The file.
@@ -49,9 +45,8 @@ impl Builder {
             put(&mut bytes, *address, data);
         }
         let dynamic = self.dynamic.iter().chain([&(0, 0)]);
-        let dynamic: Vec<u8> = dynamic
-            .flat_map(|(tag, value)| [tag.to_le_bytes(), value.to_le_bytes()].concat())
-            .collect();
+        let dynamic: Vec<u8> =
+            dynamic.flat_map(|(tag, value)| [tag.to_le_bytes(), value.to_le_bytes()].concat()).collect();
         put(&mut bytes, DYNAMIC, &dynamic);
         let segments = [
             (1u32, 4u32, 0, CODE),
@@ -132,8 +127,7 @@ impl Builder {
         out.extend(cie);
         for (start, end, area) in &self.frames {
             let base = EH_FRAME + out.len() as u64;
-            let relative =
-                |target: u64, place: u64| (target.wrapping_sub(place) as u32).to_le_bytes();
+            let relative = |target: u64, place: u64| (target.wrapping_sub(place) as u32).to_le_bytes();
             let mut fde = ((base + 4 - EH_FRAME) as u32).to_le_bytes().to_vec();
             fde.extend(relative(CODE + start, base + 8));
             fde.extend(((end - start) as u32).to_le_bytes());

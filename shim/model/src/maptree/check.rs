@@ -27,8 +27,7 @@ impl MapView<'_> {
         if link > self.head.used {
             return Err("mapping table: link to a node that was never used");
         }
-        self.node(link)
-            .ok_or("mapping table: link outside of the table")
+        self.node(link).ok_or("mapping table: link outside of the table")
     }
 
     /// Visits the runs in order. No node is visited twice: addresses must rise strictly; a cycle that never gets as

@@ -61,14 +61,7 @@ struct Looking<'a> {
 impl<'a> Looking<'a> {
     /// An interval as it appears in the mirror; its own inverse.
     fn flip(&self, start: u64, end: u64) -> Hole {
-        if self.mirror {
-            Hole {
-                start: !end,
-                end: !start,
-            }
-        } else {
-            Hole { start, end }
-        }
+        if self.mirror { Hole { start: !end, end: !start } } else { Hole { start, end } }
     }
 
     fn own(&self, n: &Node) -> Hole {
@@ -89,18 +82,12 @@ impl<'a> Looking<'a> {
 
     /// The hole between the left subtree and the node.
     fn before(&self, n: &Node) -> Option<Hole> {
-        self.left(n).map(|l| Hole {
-            start: self.subtree(l).end,
-            end: self.own(n).start,
-        })
+        self.left(n).map(|l| Hole { start: self.subtree(l).end, end: self.own(n).start })
     }
 
     /// The hole between the node and the right subtree.
     fn behind(&self, n: &Node) -> Option<Hole> {
-        self.right(n).map(|r| Hole {
-            start: self.own(n).end,
-            end: self.subtree(r).start,
-        })
+        self.right(n).map(|r| Hole { start: self.own(n).end, end: self.subtree(r).start })
     }
 
     /// The highest place with a hole of `want` bytes in the node's subtree, not looking into the right one.
@@ -118,10 +105,7 @@ impl<'a> Looking<'a> {
         let root = self.view.node(self.view.head.root);
         let all = root.map_or(Hole { start: 0, end: 0 }, |n| self.subtree(n));
         let fits = |h: &Hole| h.start < limit && h.bytes() >= want;
-        let above = Hole {
-            start: all.end,
-            end: u64::MAX,
-        };
+        let above = Hole { start: all.end, end: u64::MAX };
         if fits(&above) {
             return Some(above);
         }
@@ -145,11 +129,7 @@ impl<'a> Looking<'a> {
         match spot {
             Some(Spot::At(hole)) => Some(hole),
             Some(Spot::Within(n)) => self.highest_within(n, want),
-            None => Some(Hole {
-                start: 0,
-                end: all.start,
-            })
-            .filter(fits),
+            None => Some(Hole { start: 0, end: all.start }).filter(fits),
         }
     }
 
@@ -173,11 +153,7 @@ impl<'a> Looking<'a> {
         let hole = self.flip(hole.start, hole.end);
         let low = hole.start.max(wish.low);
         let last = hole.end.min(wish.high).checked_sub(wish.len)?;
-        let addr = if self.mirror {
-            low.checked_next_multiple_of(wish.align)?
-        } else {
-            last - last % wish.align
-        };
+        let addr = if self.mirror { low.checked_next_multiple_of(wish.align)? } else { last - last % wish.align };
         (low <= addr && addr <= last).then_some(addr)
     }
 
@@ -240,15 +216,7 @@ impl MapView<'_> {
     }
 
     fn gap(&self, mirror: bool, len: u64, align: u64, low: u64, high: u64) -> Option<u64> {
-        let looking = Looking {
-            view: *self,
-            mirror,
-        };
-        looking.best(Wish {
-            len,
-            align: align.max(1),
-            low,
-            high,
-        })
+        let looking = Looking { view: *self, mirror };
+        looking.best(Wish { len, align: align.max(1), low, high })
     }
 }

@@ -30,13 +30,7 @@ const BASE: u64 = 1 << 40;
 const RUNS: u64 = 65_530;
 
 fn attr(prot: u8) -> Attr {
-    Attr {
-        kind: Kind::Region,
-        prot,
-        flags: 0,
-        file: 0,
-        offset: 0,
-    }
+    Attr { kind: Kind::Region, prot, flags: 0, file: 0, offset: 0 }
 }
 
 fn table(runs: u64, order: impl Fn(u64) -> u64) -> (TreeHead, Vec<Node>) {
@@ -60,8 +54,7 @@ fn table(runs: u64, order: impl Fn(u64) -> u64) -> (TreeHead, Vec<Node>) {
     for i in 0..runs {
         let page = order(i);
         let start = BASE + page * PAGE;
-        tree.set(start, start + PAGE, attr(1 + (page % 2) as u8))
-            .unwrap();
+        tree.set(start, start + PAGE, attr(1 + (page % 2) as u8)).unwrap();
     }
     assert_eq!(tree.len() as u64, runs);
     tree.check().unwrap();

@@ -17,10 +17,7 @@ struct Path {
 
 impl Path {
     fn new() -> Self {
-        Path {
-            len: 0,
-            links: [0; 2 * MAX_DEPTH],
-        }
+        Path { len: 0, links: [0; 2 * MAX_DEPTH] }
     }
 
     /// Remembers `link`; false if there is no space.
@@ -56,10 +53,7 @@ pub(super) struct Drain {
 
 impl Drain {
     pub(super) fn new(root: u32, nodes: usize) -> Self {
-        Drain {
-            root,
-            fuel: nodes.saturating_mul(2),
-        }
+        Drain { root, fuel: nodes.saturating_mul(2) }
     }
 }
 
@@ -71,9 +65,7 @@ pub(super) fn summary(n: &Node, left: Option<&Node>, right: Option<&Node>) -> (u
         min_start = l.min_start;
     }
     if let Some(r) = right {
-        max_gap = max_gap
-            .max(r.max_gap)
-            .max(r.min_start.saturating_sub(n.end));
+        max_gap = max_gap.max(r.max_gap).max(r.min_start.saturating_sub(n.end));
         max_end = r.max_end;
     }
     (max_gap, min_start, max_end)
@@ -83,9 +75,7 @@ impl MapView<'_> {
     /// The priority of a node: a parent's is higher than its children's. No two nodes have the same one, since each
     /// step (of splitmix64) can be undone.
     pub(super) fn priority(&self, link: u32) -> u64 {
-        let mut z = u64::from(link)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .wrapping_add(self.head.seed);
+        let mut z = u64::from(link).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.head.seed);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)

@@ -80,12 +80,7 @@ impl<'a> MapView<'a> {
     /// The runs that have something in common with `start..end`, in order of address and whole: see
     /// [`Mapping::part`] for cutting them.
     pub fn range(&self, start: u64, end: u64) -> Iter<'a> {
-        Iter {
-            view: *self,
-            next: start,
-            end,
-            fuel: self.nodes.len(),
-        }
+        Iter { view: *self, next: start, end, fuel: self.nodes.len() }
     }
 
     /// Number of runs.
@@ -100,10 +95,7 @@ impl<'a> MapView<'a> {
 
     /// Number of nodes that are free.
     pub fn spare(&self) -> usize {
-        self.nodes
-            .len()
-            .saturating_sub(1)
-            .saturating_sub(self.len())
+        self.nodes.len().saturating_sub(1).saturating_sub(self.len())
     }
 }
 

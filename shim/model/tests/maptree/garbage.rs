@@ -12,19 +12,9 @@ fn exercise(head: &TreeHead, nodes: &[Node], a: u64, len: u64) {
     assert!(view.iter().count() <= nodes.len());
     assert!(view.range(a, a.saturating_add(len)).count() <= nodes.len());
     let b = a.saturating_add(len);
-    let _ = (
-        view.find(a),
-        view.at_or_after(a),
-        view.last_below(a),
-        view.is_free(a, b),
-    );
+    let _ = (view.find(a), view.at_or_after(a), view.last_below(a), view.is_free(a, b));
     let _ = (view.len(), view.spare());
-    for (align, low, high) in [
-        (1, 0, u64::MAX),
-        (PAGE, 0, b),
-        (1 << 21, a, u64::MAX),
-        (3, a, b),
-    ] {
+    for (align, low, high) in [(1, 0, u64::MAX), (PAGE, 0, b), (1 << 21, a, u64::MAX), (3, a, b)] {
         let _ = view.gap_below(len, align, low, high);
         let _ = view.gap_above(len, align, low, high);
     }
@@ -69,14 +59,12 @@ fn any_node(links: u32) -> impl Strategy<Value = Node> {
 
 fn any_head(links: u32) -> impl Strategy<Value = TreeHead> {
     let link = move || prop_oneof![12 => 0..links, 1 => any::<u32>()];
-    (link(), link(), link(), link(), any::<u64>()).prop_map(|(root, free, used, count, seed)| {
-        TreeHead {
-            root,
-            free,
-            used,
-            count,
-            seed,
-        }
+    (link(), link(), link(), link(), any::<u64>()).prop_map(|(root, free, used, count, seed)| TreeHead {
+        root,
+        free,
+        used,
+        count,
+        seed,
     })
 }
 
@@ -173,12 +161,7 @@ fn cycles_and_shared_nodes_are_found() {
         kind: 1,
         ..ZERO
     };
-    let head = TreeHead {
-        root: 1,
-        used: 3,
-        count: 3,
-        ..TreeHead::default()
-    };
+    let head = TreeHead { root: 1, used: 3, count: 3, ..TreeHead::default() };
     let cases = [
         // Itself, a ring to the left, a ring to the right, two parents.
         [ZERO, run(5, 1, 0), run(1, 0, 0), run(9, 0, 0)],
@@ -194,9 +177,7 @@ fn cycles_and_shared_nodes_are_found() {
 
 /// The priorities are part of the region's format: with others, tables of older regions would be damaged ones.
 fn priority(link: u32, seed: u64) -> u64 {
-    let mut z = u64::from(link)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(seed);
+    let mut z = u64::from(link).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -228,12 +209,7 @@ fn comb(runs: u32, to_the_right: bool, sorted: bool) -> Table {
             ..ZERO
         };
     }
-    table.head = TreeHead {
-        root: links[0],
-        used: runs,
-        count: runs,
-        ..table.head
-    };
+    table.head = TreeHead { root: links[0], used: runs, count: runs, ..table.head };
     table
 }
 
@@ -258,74 +234,34 @@ fn each_defect_has_its_message() {
     let mut tree = table.tree();
     for i in 0..5 {
         let start = BASE + i * PAGE;
-        tree.set(start, start + PAGE, attr(Kind::Region, i as u8))
-            .unwrap();
+        tree.set(start, start + PAGE, attr(Kind::Region, i as u8)).unwrap();
     }
     tree.clear(BASE + 3 * PAGE, BASE + 5 * PAGE).unwrap();
     table.view().check().unwrap();
     let at = |t: &Table, page: u64| {
         let start = BASE + page * PAGE;
-        t.nodes
-            .iter()
-            .position(|n| n.kind != 0 && n.start == start)
-            .unwrap()
+        t.nodes.iter().position(|n| n.kind != 0 && n.start == start).unwrap()
     };
     let middle = at(&table, 1);
     let free = table.head.free;
     type Damage<'a> = Box<dyn Fn(&mut Table) + 'a>;
     let cases: Vec<(&str, Damage)> = vec![
-        (
-            "more nodes used than there are",
-            Box::new(|t| t.head.used = 9),
-        ),
+        ("more nodes used than there are", Box::new(|t| t.head.used = 9)),
         ("more runs than nodes used", Box::new(|t| t.head.count = 6)),
         ("wrong number of runs", Box::new(|t| t.head.count = 2)),
-        (
-            "link to a node that was never used",
-            Box::new(|t| t.head.root = 7),
-        ),
-        (
-            "a node that is no run",
-            Box::new(|t| t.nodes[middle].kind = 9),
-        ),
-        (
-            "a node that is no run",
-            Box::new(|t| t.nodes[middle].kind = 0),
-        ),
-        (
-            "a file where there is none",
-            Box::new(|t| t.nodes[middle].file = 1),
-        ),
-        (
-            "a file where there is none",
-            Box::new(|t| t.nodes[middle].offset = 1),
-        ),
-        (
-            "neighbours that should be one run",
-            Box::new(|t| t.nodes[middle].prot = 0),
-        ),
-        (
-            "wrong summary of a subtree",
-            Box::new(|t| t.nodes[middle].max_gap = 1),
-        ),
-        (
-            "free nodes are missing",
-            Box::new(|t| t.nodes[free as usize].left = 0),
-        ),
-        (
-            "a free node that is in use",
-            Box::new(|t| t.head.free = middle as u32),
-        ),
-        (
-            "too many free nodes, or a cycle",
-            Box::new(|t| t.nodes[free as usize].left = free),
-        ),
+        ("link to a node that was never used", Box::new(|t| t.head.root = 7)),
+        ("a node that is no run", Box::new(|t| t.nodes[middle].kind = 9)),
+        ("a node that is no run", Box::new(|t| t.nodes[middle].kind = 0)),
+        ("a file where there is none", Box::new(|t| t.nodes[middle].file = 1)),
+        ("a file where there is none", Box::new(|t| t.nodes[middle].offset = 1)),
+        ("neighbours that should be one run", Box::new(|t| t.nodes[middle].prot = 0)),
+        ("wrong summary of a subtree", Box::new(|t| t.nodes[middle].max_gap = 1)),
+        ("free nodes are missing", Box::new(|t| t.nodes[free as usize].left = 0)),
+        ("a free node that is in use", Box::new(|t| t.head.free = middle as u32)),
+        ("too many free nodes, or a cycle", Box::new(|t| t.nodes[free as usize].left = free)),
     ];
     for (message, damage) in cases {
-        let mut bad = Table {
-            head: table.head,
-            nodes: table.nodes.clone(),
-        };
+        let mut bad = Table { head: table.head, nodes: table.nodes.clone() };
         damage(&mut bad);
         let error = bad.view().check().unwrap_err();
         assert_eq!(error, format!("mapping table: {message}"));

@@ -22,21 +22,11 @@ pub const ZERO: Node = Node {
 };
 
 pub fn attr(kind: Kind, prot: u8) -> Attr {
-    Attr {
-        kind,
-        prot,
-        flags: 0,
-        file: 0,
-        offset: 0,
-    }
+    Attr { kind, prot, flags: 0, file: 0, offset: 0 }
 }
 
 pub fn file(kind: Kind, file: u32, offset: u64) -> Attr {
-    Attr {
-        file,
-        offset,
-        ..attr(kind, 5)
-    }
+    Attr { file, offset, ..attr(kind, 5) }
 }
 
 fn normal(mut a: Attr) -> Attr {
@@ -71,14 +61,8 @@ pub struct Table {
 
 impl Table {
     pub fn new(runs: usize, seed: u64) -> Self {
-        let head = TreeHead {
-            seed,
-            ..TreeHead::default()
-        };
-        Table {
-            head,
-            nodes: vec![ZERO; runs + 1],
-        }
+        let head = TreeHead { seed, ..TreeHead::default() };
+        Table { head, nodes: vec![ZERO; runs + 1] }
     }
 
     pub fn tree(&mut self) -> MapTree<'_> {
@@ -160,13 +144,7 @@ impl Model {
     }
 
     /// All addresses at which `len` pages fit, by trying each, within the modelled pages.
-    pub fn gaps(
-        &self,
-        len: u64,
-        align: u64,
-        low: u64,
-        high: u64,
-    ) -> impl DoubleEndedIterator<Item = u64> {
+    pub fn gaps(&self, len: u64, align: u64, low: u64, high: u64) -> impl DoubleEndedIterator<Item = u64> {
         let last = high.checked_sub(len);
         (low..=last.unwrap_or(0))
             .filter(move |_| last.is_some())
@@ -213,11 +191,7 @@ pub fn compare_lookups(table: &Table, model: &Model, rng: &mut Rng) {
         let (start, end) = (Model::addr(from), Model::addr(to));
         let free = (from..to).all(|p| model.free(p));
         assert_eq!(view.is_free(start, end), free);
-        let within: Vec<_> = runs
-            .iter()
-            .filter(|m| m.start < end && m.end > start && start < end)
-            .copied()
-            .collect();
+        let within: Vec<_> = runs.iter().filter(|m| m.start < end && m.end > start && start < end).copied().collect();
         assert_eq!(view.range(start, end).collect::<Vec<_>>(), within);
 
         let len = 1 + rng.below(6);
@@ -271,11 +245,8 @@ impl Op {
         };
         // Offsets that fit the address are likely to be contiguous with what other calls set.
         let offset = (from + rng.below(2)) * PAGE;
-        let attr = Attr {
-            prot,
-            flags: if rng.below(4) == 0 { bit } else { 0 },
-            ..file(kind, rng.below(2) as u32, offset)
-        };
+        let attr =
+            Attr { prot, flags: if rng.below(4) == 0 { bit } else { 0 }, ..file(kind, rng.below(2) as u32, offset) };
         match rng.below(16) {
             0..=6 => Op::Set(from, to, attr),
             7..=9 => Op::Clear(from, to),
