@@ -56,6 +56,11 @@ pub unsafe extern "C" fn serve(slot: *mut Slot) -> u32 {
 }
 
 fn dispatch(slot: &mut Slot, number: u64) -> Outcome {
+    if slot.volatile != 0 {
+        // A fork child that has text of ours left (the program had made it writable): the kernel's own.
+        let f = &slot.frame;
+        return Outcome::Value(raw(number as i64, [f.rdi, f.rsi, f.rdx, f.r10, f.r8, f.r9]));
+    }
     if number == u64::from(VFORK_DONE) {
         return Outcome::Value(processes::vfork_done(slot));
     }

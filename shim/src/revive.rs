@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::control;
 use crate::entry::{patch, vdso};
 use crate::family::signals::{self, Program};
-use crate::family::{self, Failure, clocks, processes, threads};
+use crate::family::{self, Failure, clocks, processes, recovery, threads};
 use crate::{process_state, save};
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
@@ -22,7 +22,6 @@ use zhuque_sys::signal::bit;
 use zhuque_sys::{fs, mm, process, signal};
 
 const SIGPWR: u32 = libc::SIGPWR as u32;
-const SI_QUEUE: i32 = -1;
 /// What a thread shares with its process.
 const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
@@ -304,9 +303,13 @@ fn go(slot: &mut Slot, main: bool) -> ! {
     slot.pending.fetch_and(!pending::KICK, Ordering::Relaxed);
     let retry = (slot.saved.retry.valid != 0).then_some(slot.saved.retry);
     slot.saved.retry.valid = 0;
-    let recovers = main && save::has_recovery_handler() && slot.extra_mask & bit(SIGPWR) == 0;
-    if recovers {
-        let program = Program { signal: SIGPWR, info: recovery_info(), retry, mask: context.mask };
+    let blocked = slot.extra_mask & bit(SIGPWR) != 0;
+    if main && blocked {
+        recovery::keep(control::life().generation);
+    }
+    if main && !blocked && save::has_recovery_handler() {
+        let info = recovery::info(control::life().generation);
+        let program = Program { signal: SIGPWR, info, retry, mask: context.mask };
         signals::deliver(slot, program, context);
         slot.timed_rip = 0;
     } else if let Some(retry) = retry {
@@ -319,15 +322,4 @@ fn go(slot: &mut Slot, main: bool) -> ! {
     }
     // SAFETY: the frame is complete; the kernel checks what it must.
     unsafe { zhuque_return_to_frame(frame) }
-}
-
-/// The siginfo of the recovery signal: as queued by the process itself, with the generation as value.
-fn recovery_info() -> SigInfo {
-    let life = control::life();
-    let mut info: SigInfo = [0; 16];
-    info[0] = u64::from(SIGPWR);
-    info[1] = SI_QUEUE as u32 as u64;
-    info[2] = u64::from(life.pid);
-    info[3] = life.generation;
-    info
 }

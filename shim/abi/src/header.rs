@@ -200,6 +200,8 @@ pub struct Globals {
     pub vdso_bytes: u64,
     /// Offsets in that copy of the wrapped functions' entries, in the order of [`crate::life::VDSO_FUNCTIONS`].
     pub vdso_entries: [u64; 6],
+    /// Generation of a recovery signal that is still to be taken, since the program has SIGPWR blocked; 0: none.
+    pub recovery: AtomicU64,
     /// Slots ever used: indices 0..slots.
     pub slots: AtomicU32,
     /// Process attributes: real uid of the region's owner.

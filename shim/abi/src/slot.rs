@@ -4,7 +4,7 @@
 //! that assembler reads are at offsets taken from `offset_of!`. All of it is region memory: after a save it *is* the
 //! thread.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::AtomicU32;
 
 /// What a slot holds; [`Slot::state`].
 pub mod state {
@@ -231,8 +231,6 @@ pub struct Slot {
     pub fork_done: AtomicU32,
     /// Named padding.
     pub reserved: u32,
-    /// Recovery signal is to be raised on this thread (generation), 0: no.
-    pub recovery: AtomicU64,
     /// Scratch for time-outs that the gate passes to the kernel instead of the program's.
     pub scratch: [u64; 64],
 }

@@ -220,11 +220,14 @@ fn check_and_clear(own: &RegionDescriptors) -> Result<(), Errno> {
         Some(Phase::Creating) => {}
         Some(Phase::Starting) => {
             let start = GLOBALS_OFFSET;
-            // SAFETY: nobody else runs; the table of children belongs to the process, not to the image.
-            let children = unsafe { (*control::globals()).children };
+            // SAFETY: nobody else runs. Children and what stdio was belong to the process, not to the image.
+            let (children, stdio) = unsafe { ((*control::globals()).children, (*control::globals()).stdio) };
             fs::punch_hole(own.control, start, CONTROL_BYTES - start)?;
             // SAFETY: as above.
-            unsafe { (*control::globals()).children = children };
+            unsafe {
+                (*control::globals()).children = children;
+                (*control::globals()).stdio = stdio;
+            }
             for &slice in &own.slices {
                 fs::punch_hole(slice, 0, SLICE_BYTES)?;
             }
@@ -285,8 +288,11 @@ fn set_globals(region: &[u8], arguments: *mut *mut u8, environment: *mut *mut u8
             globals.process_area[3] = globals.process_area[3].max(text.as_ptr() as u64 + text.len() as u64 + 1);
             last += 1;
         }
-        for (number, entry) in globals.stdio.iter_mut().enumerate() {
-            *entry = stdio(number as i32);
+        // An image that was executed in the region keeps what the first one was started with.
+        if globals.stdio.iter().all(|entry| entry.open == 0) {
+            for (number, entry) in globals.stdio.iter_mut().enumerate() {
+                *entry = stdio(number as i32);
+            }
         }
     }
 }

@@ -319,6 +319,18 @@ pub fn rt_sigtimedwait(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
     if a[3] != 8 {
         return error(libc::EINVAL);
     }
+    // SAFETY: a mask.
+    let wanted: u64 = unsafe { user::read(a[0]) }?;
+    let power = libc::SIGPWR as u32;
+    if wanted & zhuque_sys::signal::bit(power) != 0
+        && let Some(generation) = super::recovery::take()
+    {
+        if a[1] != 0 {
+            // SAFETY: the program's memory.
+            unsafe { user::write(a[1], &super::recovery::info(generation)) }?;
+        }
+        return Ok(u64::from(power));
+    }
     a[0] = filtered_mask(slot, a[0], MASK)?;
     with_timespec(slot, libc::SYS_rt_sigtimedwait, a, 2, false)
 }

@@ -14,6 +14,7 @@ pub mod memory_files;
 pub mod memory_map;
 pub mod memory_move;
 pub mod processes;
+pub mod recovery;
 pub mod signals;
 pub mod threads;
 

@@ -370,6 +370,7 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
         };
         slot.extra_mask = next & NEVER_BLOCKED;
         set_mask(slot, next & !NEVER_BLOCKED);
+        super::recovery::unblocked(slot, next & !NEVER_BLOCKED);
     }
     if old != 0 {
         // SAFETY: the program's memory.
@@ -417,6 +418,15 @@ pub fn rt_sigsuspend(slot: &mut Slot, mask: u64, size: u64) -> Result64 {
     }
     // SAFETY: a mask.
     let wanted: u64 = unsafe { user::read(mask) }?;
+    if wanted & bit(libc::SIGPWR as u32) == 0 && super::recovery::waits() {
+        let (own, mask) = (slot.extra_mask, signal::mask());
+        slot.extra_mask = wanted & NEVER_BLOCKED;
+        let comes = super::recovery::unblocked(slot, mask);
+        slot.extra_mask = own;
+        if comes {
+            return error(libc::EINTR);
+        }
+    }
     slot.temp_mask = wanted & !NEVER_BLOCKED;
     slot.temp_valid = 1;
     slot.scratch[0] = wanted & !NEVER_BLOCKED;
