@@ -84,7 +84,6 @@ fn dispatch(slot: &mut Slot, number: u64) -> Outcome {
         Treatment::Gate(Family::Processes) => processes::serve(slot, number, arguments),
         Treatment::Gate(Family::Clocks) => clocks::serve(slot, number, arguments),
         Treatment::Gate(Family::Files) => descriptor_call(slot, number, arguments),
-        Treatment::Gate(Family::Sockets) => listen(slot, number, arguments),
     })
 }
 
@@ -136,11 +135,6 @@ fn close_range(a: [u64; 6], own: core::ops::Range<u32>) -> Result64 {
         result = raw(libc::SYS_close_range, [u64::from(start), u64::from(last), a[2], 0, 0, 0]);
     }
     result
-}
-
-/// listen(2): the kernel does not tell the backlog afterwards, except by netlink, so it is noted.
-fn listen(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
-    wait_call(slot, number, a)
 }
 
 /// A call that does not wait, as it is.

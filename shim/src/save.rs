@@ -148,20 +148,36 @@ extern "C" fn lead(_slot: u64) {
 }
 
 /// Calls every thread until all of them stand still; false when time is up.
+///
+/// Every thread that parks wakes the leader, which only counts slots then. The kernel's list of threads, which is the
+/// truth but costs a microsecond a thread, is read at the beginning, when the slots say that all are there, and when
+/// nothing has happened for a while.
 fn gather(life: &Life, deadline: u64) -> bool {
+    let mut listed = 0;
     loop {
         // Read before the count, so that a thread which parks meanwhile ends the wait below at once.
         let parked = life.parked.load(Ordering::Acquire);
-        let (tasks, missing) = call_threads(life);
-        if missing == 0 && tasks == saved_threads() {
-            return true;
+        let now = time::now(libc::CLOCK_MONOTONIC) as u64;
+        if saved_threads() >= live_threads() || now - listed > PATIENCE as u64 {
+            let (tasks, missing) = call_threads(life);
+            if missing == 0 && tasks == saved_threads() {
+                return true;
+            }
+            if now > deadline {
+                return false;
+            }
+            listed = now;
+            end_vfork_children();
         }
-        if time::now(libc::CLOCK_MONOTONIC) as u64 > deadline {
-            return false;
-        }
-        end_vfork_children();
         let _ = process::futex_wait(&life.parked, parked, PATIENCE);
     }
+}
+
+/// Number of slots that are threads of the program, or about to be.
+fn live_threads() -> u32 {
+    // SAFETY: atomic fields of the control mapping.
+    let live = |&i: &usize| unsafe { (*control::slot(i)).state.load(Ordering::Acquire) } != state::FREE;
+    (0..control::slots()).filter(live).count() as u32
 }
 
 /// Number of threads that stand still for good.

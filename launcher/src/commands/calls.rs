@@ -88,7 +88,6 @@ fn name_of(family: Family) -> &'static str {
         Family::Processes => "processes",
         Family::Clocks => "clocks",
         Family::Files => "files",
-        Family::Sockets => "sockets",
     }
 }
 

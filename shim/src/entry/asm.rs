@@ -12,7 +12,7 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 use zhuque_abi::slot::{Frame, Slot, VdsoCall, VforkReturn};
-use zhuque_model::calls::{CLASSED, CLASSES};
+use zhuque_model::calls::{CLASS_EPOLL, CLASS_FUTEX, CLASSED, CLASSES};
 
 const F: usize = offset_of!(Slot, frame);
 const V: usize = offset_of!(Slot, vdso);
@@ -46,14 +46,32 @@ global_asm!(
     "cmp rax, {classed}",
     "jae zhuque_slow",
     "lea rcx, [rip + {classes}]",
-    "cmp byte ptr [rcx + rax], 0",
-    "jne zhuque_slow",
+    "movzx ecx, byte ptr [rcx + rax]",
+    "test ecx, ecx",
+    "jnz 3f",
+    "2:",
     // rcx tells the classifier whether the kernel has seen the call: the instruction sets it.
     "xor ecx, ecx",
     "zhuque_pass_syscall:",
     "syscall",
     "zhuque_pass_done:",
     "jmp qword ptr gs:[{rip}]",
+    // Two calls that servers live on are worth a look here: epoll_wait without a time-out, futex wake and plain wait.
+    "3:",
+    "cmp ecx, {epoll}",
+    "jne 4f",
+    "test r10d, r10d",
+    "js 2b",
+    "jmp zhuque_slow",
+    "4:",
+    "cmp ecx, {futex}",
+    "jne zhuque_slow",
+    "mov ecx, esi",
+    "and ecx, 127",
+    "cmp ecx, 1", // FUTEX_WAKE
+    "je 2b",
+    "or rcx, r10", // FUTEX_WAIT is 0, and so is no time-out
+    "jz 2b",
     "zhuque_slow:",
     "mov gs:[{rax}], rax",
     "mov rsp, gs:[{gate_stack}]",
@@ -138,6 +156,8 @@ global_asm!(
     "syscall",
     "ud2",
     classed = const CLASSED,
+    epoll = const CLASS_EPOLL,
+    futex = const CLASS_FUTEX,
     classes = sym CLASSES,
     serve = sym crate::gate::serve,
     this = const offset_of!(Slot, this),

@@ -30,6 +30,7 @@ unsafe extern "C" {
     fn zhuque_gate();
     fn zhuque_pass_syscall();
     fn zhuque_pass_done();
+    fn zhuque_slow();
     fn zhuque_exit_begin();
     fn zhuque_exit_end();
     fn zhuque_sigreturn();
@@ -108,7 +109,7 @@ pub fn program_state(context: &mut Context, slot: &mut Slot) -> State {
 /// The cases inside the gate's text.
 fn gate_state(context: &mut Context, slot: &mut Slot, pc: u64) -> State {
     let m = &mut context.machine;
-    if (at(zhuque_gate)..=at(zhuque_pass_done)).contains(&pc) {
+    if (at(zhuque_gate)..at(zhuque_slow)).contains(&pc) {
         return State::Program(pass_state(context, slot, pc));
     }
     if (at(zhuque_exit_begin)..at(zhuque_exit_end)).contains(&pc) {
@@ -131,7 +132,7 @@ fn gate_state(context: &mut Context, slot: &mut Slot, pc: u64) -> State {
     State::Critical
 }
 
-/// The fast path: from its first instruction to the jump behind the `syscall`.
+/// The fast path: from its first instruction to where the slow path begins. All registers but rcx are the program's.
 fn pass_state(context: &mut Context, slot: &mut Slot, pc: u64) -> Option<Retry> {
     let m = &mut context.machine;
     let back = if pc == gate() { m.rcx } else { slot.frame.rip };
