@@ -8,9 +8,9 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use zhuque_abi::header::{FileRecord, Globals, Header, Patched};
 use zhuque_abi::layout::{
-    CONTROL_BYTES, FILES_OFFSET, GLOBALS_OFFSET, HEADER_OFFSET, JOURNAL_BYTES, JOURNAL_OFFSET, LIFE_OFFSET,
-    LIFE_SCRATCH, LIFE_SCRATCH_BYTES, LIFE_STACK_BYTES, LIFE_STACKS, LIFE_THREADS, MAX_FILES, MAX_NODES, MAX_SITES,
-    NODES_OFFSET, SITES_OFFSET, SLOT_STRIDE, SLOTS_OFFSET,
+    CONTROL_BYTES, FILES_OFFSET, GLOBALS_OFFSET, HEADER_OFFSET, JOURNAL_BYTES, JOURNAL_OFFSET, LIFE_ARGUMENTS,
+    LIFE_ARGUMENTS_BYTES, LIFE_OFFSET, LIFE_SCRATCH, LIFE_SCRATCH_BYTES, LIFE_STACK_BYTES, LIFE_STACKS, LIFE_THREADS,
+    MAX_FILES, MAX_NODES, MAX_SITES, NODES_OFFSET, SITES_OFFSET, SLOT_STRIDE, SLOTS_OFFSET,
 };
 use zhuque_abi::life::{Life, LifeThread};
 use zhuque_abi::maps::Node;
@@ -69,6 +69,16 @@ pub fn life_thread(index: usize) -> &'static LifeThread {
 /// Top of the small stack on which thread `index` is revived.
 pub fn life_stack(index: usize) -> u64 {
     base() + LIFE_OFFSET + LIFE_STACKS + (index as u64 + 1) * LIFE_STACK_BYTES
+}
+
+/// Room for the copy of the arguments that /proc shows.
+///
+/// # Safety
+/// Only while nobody else runs.
+pub unsafe fn life_arguments() -> &'static mut [u8] {
+    let start = base() + LIFE_OFFSET + LIFE_ARGUMENTS;
+    // SAFETY: the range lies in the life area; exclusiveness is the caller's.
+    unsafe { core::slice::from_raw_parts_mut(start as *mut u8, LIFE_ARGUMENTS_BYTES as usize) }
 }
 
 /// The life's scratch memory: used by whoever leads a stop of the world, and by start and revive.

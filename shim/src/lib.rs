@@ -22,6 +22,7 @@ pub mod process_state;
 pub mod revive;
 pub mod runtime;
 pub mod save;
+pub mod scheduling;
 pub mod text;
 
 #[panic_handler]

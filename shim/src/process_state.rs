@@ -6,6 +6,7 @@ use crate::entry::maps;
 use crate::family::Failure;
 use crate::family::memory_files::mtime_ns;
 use crate::save::{self, Journal};
+use crate::scheduling;
 use core::arch::x86_64::{__cpuid_count, _xgetbv};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::Header;
@@ -16,6 +17,8 @@ use zhuque_model::maptree::MapTree;
 use zhuque_sys::time::{IntervalTimer, interval_timer, set_interval_timer};
 use zhuque_sys::{fs, process, signal};
 
+/// Supplementary groups that are kept.
+const MAX_GROUPS: usize = 256;
 /// Number of resource limits (RLIM_NLIMITS).
 const LIMITS: u32 = 16;
 
@@ -50,6 +53,8 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
     // SAFETY: these options take no pointers.
     let get = |option: i32| unsafe { process::prctl(option, 0, 0, 0, 0) }.unwrap_or(0) as u64;
     let ids = ids();
+    let mut groups = [0u8; 4 * MAX_GROUPS];
+    let groups = groups_in(&mut groups);
     let call = |number: i64| {
         // SAFETY: no memory involved.
         unsafe { process::other(number, [0; 6]) }.unwrap_or(0) as u32
@@ -65,6 +70,7 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
         no_new_privs: get(libc::PR_GET_NO_NEW_PRIVS) as u32,
         prctls: [get(libc::PR_GET_TIMERSLACK), 0, get(libc::PR_GET_THP_DISABLE)],
         ids,
+        groups,
         session: crate::family::ids::shown(call(libc::SYS_getsid)),
         group: crate::family::ids::shown(call(libc::SYS_getpgrp)),
         oom_score_adj: 0,
@@ -77,7 +83,7 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
     for which in 0..3 {
         describe_timer(journal, which)?;
     }
-    Ok(())
+    scheduling::describe(journal)
 }
 
 fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {
@@ -106,6 +112,37 @@ fn ids() -> [u32; 6] {
         let _ = process::other(libc::SYS_getresgid, groups);
         core::ptr::read_volatile(&raw mut ids)
     }
+}
+
+/// Supplementary groups.
+fn groups_in(buffer: &mut [u8; 4 * MAX_GROUPS]) -> &[u8] {
+    let arguments = [MAX_GROUPS, buffer.as_mut_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: getgroups writes at most as many words as the buffer has.
+    let count = unsafe { process::other(libc::SYS_getgroups, arguments) }.unwrap_or(0);
+    buffer.get(..4 * count).unwrap_or(&[])
+}
+
+/// Takes the credentials that the program had, if they are others than the resume's: after the descriptors, before the
+/// threads, which inherit them.
+pub fn revive_credentials(wanted: &Process<'_>) -> Result<(), Failure> {
+    let mut buffer = [0u8; 4 * MAX_GROUPS];
+    let same_groups = groups_in(&mut buffer) == wanted.groups;
+    if wanted.ids == ids() && same_groups {
+        return Ok(());
+    }
+    let [ruid, euid, suid, rgid, egid, sgid] = wanted.ids.map(|id| id as usize);
+    let groups = [wanted.groups.len() / 4, wanted.groups.as_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: setgroups reads the list; the others take no pointers.
+    let done = unsafe {
+        let grouped = if same_groups { Ok(0) } else { process::other(libc::SYS_setgroups, groups) };
+        grouped
+            .and_then(|_| process::other(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0]))
+            .and_then(|_| process::other(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0]))
+    };
+    done.map(|_| ()).map_err(|error| {
+        let failure = Failure::new(b"cannot take the program's user and group ids again (user ");
+        failure.number(wanted.ids[1].into()).text(b"): ").errno(error)
+    })
 }
 
 /// Whether the program has a shared mapping of a file.
@@ -137,8 +174,77 @@ fn xcr0() -> u64 {
     unsafe { _xgetbv(0) }
 }
 
+/// Fields of /proc/PID/stat that say where the image lies, numbered as in proc(5), in the order of `Globals::image`.
+const IMAGE_FIELDS: [usize; 10] = [26, 27, 28, 45, 46, 47, 48, 49, 50, 51];
+
+/// Where the kernel believes the image to lie.
+pub fn image() -> [u64; 10] {
+    let mut image = [0; 10];
+    let mut buffer = [0u8; 2048];
+    let Ok(text) = maps::read_whole(b"/proc/self/stat", &mut buffer) else { return image };
+    // The second field is the name in parentheses, which may hold anything; the third follows the last parenthesis.
+    let Some(close) = text.iter().rposition(|&byte| byte == b')') else { return image };
+    let fields = text.get(close + 2..).unwrap_or(&[]).split(|&byte| byte == b' ').zip(3..);
+    for (field, number) in fields {
+        if let Some(at) = IMAGE_FIELDS.iter().position(|&wanted| wanted == number) {
+            image[at] = maps::number(field, 10).map_or(0, |(value, _)| value);
+        }
+    }
+    image
+}
+
+/// At start: shows the arguments that the kernel has put onto the stack.
+pub fn show_own_arguments() {
+    // SAFETY: start is single-threaded.
+    let room = unsafe { control::life_arguments() };
+    if let Ok(text) = maps::read_whole(b"/proc/self/cmdline", room) {
+        show_arguments(text.len());
+    }
+}
+
+/// At resume: shows the saved arguments.
+fn show_saved_arguments(arguments: &[u8]) {
+    // SAFETY: revive is single-threaded.
+    let room = unsafe { control::life_arguments() };
+    let length = arguments.len().min(room.len());
+    room[..length].copy_from_slice(&arguments[..length]);
+    show_arguments(length);
+}
+
+/// Tells the kernel where the image lies (PR_SET_MM_MAP, which needs no privileges; only what /proc shows depends on
+/// it), with the arguments in the life area: /proc/PID/cmdline reads anonymous memory only (FOLL_ANON in
+/// fs/proc/base.c), and the stack is the region's.
+fn show_arguments(length: usize) {
+    // SAFETY: only read.
+    let image = unsafe { (*control::globals()).image };
+    let [start_code, end_code, start_stack, start_data, end_data, start_brk, _, _, environment, end] = image;
+    // SAFETY: an address, nothing is read.
+    let arguments = unsafe { control::life_arguments() }.as_ptr() as u64;
+    // struct prctl_mm_map; no auxiliary vector, and no other executable (-1).
+    let map: [u64; 13] = [
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        start_brk,
+        start_stack,
+        arguments,
+        arguments + length as u64,
+        environment,
+        end,
+        0,
+        0xffff_ffff_0000_0000,
+    ];
+    // SAFETY: the kernel reads the structure.
+    let _ = unsafe { process::prctl(libc::PR_SET_MM, PR_SET_MM_MAP, map.as_ptr() as usize, size_of_val(&map), 0) };
+}
+
+const PR_SET_MM_MAP: usize = 14;
+
 /// Sets the attributes again, before the descriptors.
 pub fn revive(process_record: &Process<'_>) -> Result<(), Failure> {
+    show_saved_arguments(process_record.arguments);
     let mut path = fs::Path::new();
     path.push(process_record.cwd);
     fs::change_directory(&path).map_err(|error| Failure::about(process_record.cwd).errno(error))?;

@@ -9,7 +9,7 @@ use crate::control;
 use crate::entry::{patch, vdso};
 use crate::family::signals::{self, Program};
 use crate::family::{self, Failure, clocks, processes, recovery, threads};
-use crate::{process_state, save};
+use crate::{process_state, save, scheduling};
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
 use zhuque_abi::header::{Phase, phase_word};
@@ -132,6 +132,11 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
         virtual_pid: family::ids::virtual_pid(),
         saved_realtime_ns,
     })?;
+    for record in Records::new(journal()).flatten() {
+        if let Record::Process(process_record) = record {
+            process_state::revive_credentials(&process_record)?;
+        }
+    }
     reach(args, stage::DESCRIPTORS);
     let threads = start_threads(args)?;
     while control::life().waiting.load(Ordering::Acquire) < threads {
@@ -141,8 +146,10 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
         }
     }
     for record in Records::new(journal()).flatten() {
-        if let Record::Limit { resource, soft, hard } = record {
-            process_state::revive_limit(resource, soft, hard);
+        match record {
+            Record::Limit { resource, soft, hard } => process_state::revive_limit(resource, soft, hard),
+            Record::Scheduling { .. } => scheduling::revive(&record),
+            _ => {}
         }
     }
     reach(args, stage::THREADS);

@@ -194,6 +194,7 @@ pub fn small_journal() -> Vec<u8> {
             no_new_privs: 0,
             prctls: [0; 3],
             ids: [0; 6],
+            groups: &[],
             session: 1,
             group: 1,
             oom_score_adj: 0,

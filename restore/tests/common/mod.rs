@@ -50,6 +50,7 @@ pub fn process<'a>(exe: &'a [u8], identity: [u64; 4], arguments: &'a [u8]) -> Pr
         no_new_privs: 0,
         prctls: [0; 3],
         ids: [0; 6],
+        groups: &[],
         session: 1,
         group: 1,
         oom_score_adj: 0,

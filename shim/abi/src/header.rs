@@ -202,13 +202,15 @@ pub struct Globals {
     pub vdso_entries: [u64; 6],
     /// Generation of a recovery signal that is still to be taken, since the program has SIGPWR blocked; 0: none.
     pub recovery: AtomicU64,
+    /// Processors that the program was started on (sched_getaffinity), the first 1,024.
+    pub affinity: [u8; 128],
     /// Slots ever used: indices 0..slots.
     pub slots: AtomicU32,
     /// Process attributes: real uid of the region's owner.
     pub uid: u32,
-    /// Argument and environment area of the program's stack, for /proc/PID/cmdline: arg_start, arg_end, env_start,
-    /// env_end, auxv start, auxv bytes.
-    pub process_area: [u64; 6],
+    /// Where the kernel believes the image to lie, for /proc/PID/cmdline, environ and stat (proc(5), stat): start and end
+    /// of code, start of the stack, start and end of data, start of brk, start and end of arguments and of environment.
+    pub image: [u64; 10],
     /// Device and inode of the descriptors 0, 1, 2 as the program was started with; a descriptor of the same object
     /// is attached to what a resume was given.
     pub stdio: [Stdio; 3],

@@ -134,6 +134,8 @@ pub struct Process<'a> {
     pub prctls: [u64; 3],
     /// Real, effective, saved uid; real, effective, saved gid.
     pub ids: [u32; 6],
+    /// Supplementary groups, each a little-endian u32.
+    pub groups: &'a [u8],
     /// Session id and process group as the program knows them.
     pub session: u32,
     /// See `session`.

@@ -75,6 +75,10 @@ pub const CONTROL_BYTES: u64 = SLOTS_OFFSET + MAX_THREADS as u64 * SLOT_STRIDE;
 pub const LIFE_OFFSET: u64 = CONTROL_BYTES;
 /// Offset in the life area of the per-thread records, [`crate::life::LifeThread`] × [`MAX_THREADS`].
 pub const LIFE_THREADS: u64 = 0x1000;
+/// Offset in the life area of a copy of the arguments: what /proc/PID/cmdline shows has to be anonymous memory.
+pub const LIFE_ARGUMENTS: u64 = 0x5_0000;
+/// Bytes of that copy at most.
+pub const LIFE_ARGUMENTS_BYTES: u64 = 0xa_0000;
 /// Offset in the life area of the small stacks on which revived threads start.
 pub const LIFE_STACKS: u64 = 0x10_0000;
 /// Bytes of one such stack.
@@ -94,7 +98,8 @@ const _: () = {
     assert!(NODES_OFFSET + MAX_NODES as u64 * 64 <= JOURNAL_OFFSET);
     assert!(JOURNAL_OFFSET + JOURNAL_BYTES <= SLOTS_OFFSET);
     assert!(SIGNAL_STACK + SIGNAL_STACK_BYTES == SLOT_STRIDE);
-    assert!(LIFE_THREADS + MAX_THREADS as u64 * 16 <= LIFE_STACKS);
+    assert!(LIFE_THREADS + MAX_THREADS as u64 * 16 <= LIFE_ARGUMENTS);
+    assert!(LIFE_ARGUMENTS + LIFE_ARGUMENTS_BYTES <= LIFE_STACKS);
     assert!(SLICES as u64 * SLICE_BYTES == 1 << 47);
 };
 

@@ -6,6 +6,7 @@ use super::{adopt, handler, maps, patch, place};
 use crate::control;
 use crate::die;
 use crate::family::{clocks, signals, threads};
+use crate::process_state;
 use crate::text::Text;
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{Header, MAGIC, PATH_BYTES, Phase, Stdio, VERSION, phase_word};
@@ -30,7 +31,7 @@ unsafe extern "C" {
 /// # Safety
 /// Called once by ld.so, with the program's argument and environment vectors.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn zhuque_constructor(_count: i32, arguments: *mut *mut u8, environment: *mut *mut u8) {
+unsafe extern "C" fn zhuque_constructor(_count: i32, _arguments: *mut *mut u8, environment: *mut *mut u8) {
     // SAFETY: ld.so's vectors end with a null pointer, and their strings with a zero.
     let Some(found) = (unsafe { take_environment(environment) }) else { return };
     let mask = signal::set_mask(!0);
@@ -38,7 +39,7 @@ unsafe extern "C" fn zhuque_constructor(_count: i32, arguments: *mut *mut u8, en
     let Some((lock, path)) = parse(found, &mut region) else {
         fail(b"the region's variable is malformed", 0);
     };
-    match set_up(lock, path, arguments, environment) {
+    match set_up(lock, path) {
         Ok(boot) => finish(&boot, mask),
         Err(Errno(number)) => fail(b"cannot set up the region", number),
     }
@@ -112,7 +113,7 @@ fn parse<'a>(value: &[u8], path: &'a mut [u8; PATH_BYTES]) -> Option<(i32, &'a [
 }
 
 /// Maps the region's control data, and takes the program in.
-fn set_up(lock: i32, region: &[u8], arguments: *mut *mut u8, environment: *mut *mut u8) -> Result<Boot, Errno> {
+fn set_up(lock: i32, region: &[u8]) -> Result<Boot, Errno> {
     let mut path = fs::Path::new();
     let flags = libc::O_CLOEXEC | libc::O_NOFOLLOW;
     let directory = fs::open_at(libc::AT_FDCWD, path.push(region), libc::O_RDONLY | libc::O_DIRECTORY | flags, 0)?;
@@ -129,7 +130,8 @@ fn set_up(lock: i32, region: &[u8], arguments: *mut *mut u8, environment: *mut *
     check_and_clear(&own)?;
     find_text()?;
     set_life(&boot, own);
-    set_globals(region, arguments, environment);
+    set_globals(region);
+    process_state::show_own_arguments();
     let slot = first_slot()?;
     signals::adopt();
     let (scratch, bytes) = control::scratch();
@@ -267,27 +269,15 @@ fn set_life(boot: &Boot, own: RegionDescriptors) {
     }
 }
 
-fn set_globals(region: &[u8], arguments: *mut *mut u8, environment: *mut *mut u8) {
+fn set_globals(region: &[u8]) {
     // SAFETY: start is single-threaded; the vectors are ld.so's.
     unsafe {
         let globals = &mut *control::globals();
         globals.region[..region.len()].copy_from_slice(region);
         globals.region[region.len()] = 0;
         globals.uid = process::other(libc::SYS_getuid, [0; 6]).unwrap_or(0) as u32;
-        globals.process_area[0] = *arguments as u64;
-        let mut last = 0;
-        while !(*arguments.add(last)).is_null() {
-            let text = string(*arguments.add(last));
-            globals.process_area[1] = text.as_ptr() as u64 + text.len() as u64 + 1;
-            last += 1;
-        }
-        globals.process_area[2] = globals.process_area[1];
-        let mut last = 0;
-        while !(*environment.add(last)).is_null() {
-            let text = string(*environment.add(last));
-            globals.process_area[3] = globals.process_area[3].max(text.as_ptr() as u64 + text.len() as u64 + 1);
-            last += 1;
-        }
+        crate::scheduling::affinity(0, &mut globals.affinity);
+        globals.image = process_state::image();
         // An image that was executed in the region keeps what the first one was started with.
         if globals.stdio.iter().all(|entry| entry.open == 0) {
             for (number, entry) in globals.stdio.iter_mut().enumerate() {

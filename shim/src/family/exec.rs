@@ -8,11 +8,11 @@ use crate::control::{self, Lock};
 use crate::gate::{Result64, error, raw};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{PATH_BYTES, Phase, phase_word};
-use zhuque_abi::layout::{BOOT_FILE, ENV_REGION, SHIM_FILE};
+use zhuque_abi::layout::{BOOT_FILE, CONTROL_FILE, ENV_REGION, SHIM_FILE};
 use zhuque_abi::life::Boot;
 use zhuque_abi::slot::Slot;
 use zhuque_sys::signal::bit;
-use zhuque_sys::{Errno, fs, signal, user};
+use zhuque_sys::{Errno, fs, process, signal, user};
 
 const POWER: u64 = bit(libc::SIGPWR as u32);
 /// Most variables that an environment may have here.
@@ -21,6 +21,7 @@ const MAX_VARIABLES: usize = 1 << 16;
 /// execve and execveat: directory, path, arguments, environment, flags.
 pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     let [directory, path, arguments, environment, flags] = a;
+    refuse_unprotected(directory, path, flags)?;
     let _lock = Lock::state();
     let environment = build_environment(environment)?;
     let life = control::life();
@@ -35,6 +36,44 @@ pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, libc::FD_CLOEXEC as u64);
     signal::set_mask(mask);
     result
+}
+
+/// Whether the new image could open the region, with the ids that the program has now. Capabilities that it may have
+/// kept besides are gone after the exec, so opening it here proves nothing for another user than the owner.
+fn region_in_reach() -> bool {
+    // SAFETY: no memory involved; the field is constant after start.
+    let (user, owner) = unsafe { (process::other(libc::SYS_geteuid, [0; 6]), (*control::globals()).uid) };
+    if user.is_ok_and(|user| user != 0 && user as u32 != owner) {
+        return false;
+    }
+    let mut buffer = [0u8; PATH_BYTES];
+    let region = region_path(&mut buffer);
+    [(SHIM_FILE, libc::O_RDONLY), (CONTROL_FILE, libc::O_RDWR)].iter().all(|(name, access)| {
+        let mut path = fs::Path::new();
+        path.push(region).push(b"/").push(name.as_bytes());
+        let opened = fs::open_at(libc::AT_FDCWD, &path, access | libc::O_CLOEXEC | libc::O_NOFOLLOW, 0);
+        opened.is_ok_and(|fd| fs::close(fd).is_ok())
+    })
+}
+
+/// An image that does not load the shim would run on unprotected, and in silence: refused here, by name.
+fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno> {
+    let mut buffer = [0u8; PATH_BYTES];
+    let name = read_string(path, &mut buffer)?;
+    let mut path = fs::Path::new();
+    path.push(name);
+    if !region_in_reach() {
+        let mut text = crate::text::Text::of(b"exec of ");
+        text.push(name).push(b" is refused: the program has given up the rights to its region, so zhuque could not go");
+        crate::die::say(text.push(b" with it"));
+        return error(libc::EACCES);
+    }
+    super::exec_check::check(directory as i32, &path, flags as i32).map_err(|refusal| {
+        let mut text = crate::text::Text::of(b"exec of ");
+        text.push(name).push(b" is refused: ").push(refusal.why());
+        crate::die::say(&text);
+        Errno(libc::EACCES)
+    })
 }
 
 /// Tells the new image, in the boot file, whether the program itself has SIGPWR blocked.

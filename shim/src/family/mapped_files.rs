@@ -31,6 +31,8 @@ pub fn refresh(journal: &[u8]) -> Result<(), Failure> {
         path.push(path_of(record));
         match fs::stat_at(libc::AT_FDCWD, &path, 0) {
             Ok(stat) if stat.st_ino == record.inode && stat.st_dev == record.device => identify(record, &stat),
+            // Rights that the program has given up do not take the file's name away.
+            Err(Errno(libc::EACCES)) => {}
             _ => keep(&tree, index as u32, record, journal)
                 .map_err(|error| Failure::about(path_of(record)).text(b"mapped, and cannot be kept: ").errno(error))?,
         }

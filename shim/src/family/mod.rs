@@ -6,6 +6,7 @@
 pub mod clocks;
 pub mod descriptors;
 pub mod exec;
+pub mod exec_check;
 pub mod fork_child;
 pub mod ids;
 pub mod mapped_files;

@@ -259,6 +259,22 @@ fn waitid(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     Ok(result)
 }
 
+/// At the program's end: a child in a session of its own is a daemon that goes on, without persistence. Says so.
+pub fn report_daemons() {
+    let session = |pid: u32| {
+        // SAFETY: no memory involved.
+        unsafe { process::other(libc::SYS_getsid, [pid as usize, 0, 0, 0, 0, 0]) }
+    };
+    let Ok(own) = session(0) else { return };
+    for entry in children().iter().filter(|entry| entry.pid != 0 && entry.lost == 0) {
+        if session(entry.pid).is_ok_and(|theirs| theirs != own) {
+            let mut text = crate::text::Text::of(b"the program ends; its child ");
+            text.number(u64::from(entry.pid)).push(b" goes on in the background, without persistence: ");
+            crate::die::say(text.push(b"run it in the foreground to keep it persistent"));
+        }
+    }
+}
+
 /// At a resume: every child of the program is gone. Post-commit.
 pub fn lose_children() -> u32 {
     let mut lost = 0;

@@ -181,6 +181,7 @@ fn prctl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
 /// exit_group(2): the program's end.
 fn exit_group(status: u64) -> Result64 {
     let generation = control::life().generation;
+    processes::report_daemons();
     // SAFETY: plain field; the process ends.
     unsafe { (*control::header()).exit_status = (status as u32 & 0xff) << 8 };
     control::phase().store(phase_word(generation, Phase::Ended), Ordering::Release);

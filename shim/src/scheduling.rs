@@ -1,0 +1,74 @@
+//! How threads are scheduled: nice value, policy, priority, processors. Written down where it is not what the program
+//! was started with; set again as far as the resume's rights and this machine's processors allow.
+#![allow(unsafe_code)]
+
+use crate::control;
+use crate::family::{Failure, ids};
+use crate::save::Journal;
+use core::sync::atomic::Ordering;
+use zhuque_abi::journal::Record;
+use zhuque_abi::slot::state;
+use zhuque_sys::process;
+
+/// Asks for the processors of thread `tid` (0: the caller); what is not there stays zero.
+pub fn affinity(tid: u32, mask: &mut [u8; 128]) {
+    let arguments = [tid as usize, mask.len(), mask.as_mut_ptr() as usize, 0, 0, 0];
+    // SAFETY: the kernel writes at most as many bytes as the mask has.
+    let _ = unsafe { process::other(libc::SYS_sched_getaffinity, arguments) };
+}
+
+/// Writes down every thread that is not scheduled as the program was when it started.
+pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
+    // SAFETY: constant after start.
+    let started = unsafe { (*control::globals()).affinity };
+    for index in 0..control::slots() {
+        // SAFETY: atomic fields of the control mapping.
+        let (live, thread) = unsafe {
+            let slot = control::slot(index);
+            ((*slot).state.load(Ordering::Acquire) == state::LIVE, (*slot).virtual_tid.load(Ordering::Relaxed))
+        };
+        if !live {
+            continue;
+        }
+        let tid = control::life_thread(index).tid.load(Ordering::Acquire);
+        let mut mask = [0u8; 128];
+        affinity(tid, &mut mask);
+        let mut priority = 0i32;
+        // SAFETY: getpriority and sched_getscheduler take no pointers; sched_getparam writes one word.
+        let (nice, policy) = unsafe {
+            let nice = process::other(libc::SYS_getpriority, [libc::PRIO_PROCESS as usize, tid as usize, 0, 0, 0, 0]);
+            let policy = process::other(libc::SYS_sched_getscheduler, [tid as usize, 0, 0, 0, 0, 0]);
+            let arguments = [tid as usize, &raw mut priority as usize, 0, 0, 0, 0];
+            let _ = process::other(libc::SYS_sched_getparam, arguments);
+            // The raw call returns 20 - nice.
+            (20 - nice.unwrap_or(20) as i32, policy.unwrap_or(0) as u32)
+        };
+        let pinned: &[u8] = if mask == started { &[] } else { &mask };
+        if nice != 0 || policy != 0 || !pinned.is_empty() {
+            journal.put(&Record::Scheduling { thread, nice, policy, priority, affinity: pinned })?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets one thread's scheduling again. What is not allowed any more is left as it is: it changes no result.
+pub fn revive(record: &Record<'_>) {
+    let Record::Scheduling { thread, nice, policy, priority, affinity } = *record else { return };
+    let Some(tid) = ids::real_thread(thread) else { return };
+    let tid = tid as usize;
+    // SAFETY: the pointers are to the record's bytes and to a local, with their lengths.
+    unsafe {
+        if !affinity.is_empty() {
+            let arguments = [tid, affinity.len(), affinity.as_ptr() as usize, 0, 0, 0];
+            let _ = process::other(libc::SYS_sched_setaffinity, arguments);
+        }
+        if policy != 0 {
+            let arguments = [tid, policy as usize, &raw const priority as usize, 0, 0, 0];
+            let _ = process::other(libc::SYS_sched_setscheduler, arguments);
+        }
+        if nice != 0 {
+            let arguments = [libc::PRIO_PROCESS as usize, tid, nice as usize, 0, 0, 0];
+            let _ = process::other(libc::SYS_setpriority, arguments);
+        }
+    }
+}
