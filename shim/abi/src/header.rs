@@ -164,7 +164,7 @@ pub struct Child {
 
 /// Number of [`Child`] entries.
 pub const MAX_CHILDREN: usize = 4096;
-/// Longest path of a program image, in [`Globals::exe`].
+/// Bytes of [`Globals::region`], its zero included.
 pub const PATH_BYTES: usize = 4096;
 
 /// Variables of the shim that live as long as the region.

@@ -2,7 +2,7 @@
 //!
 //! Every label that the classifier (`entry::place`) needs has a name. The rules: only `gs:` memory and registers until
 //! the program's registers are in the slot's frame; nothing on the program's stack (its red zone is in use); rcx and
-//! r11 are free, as after any `syscall`. The convention at [`gate`] is that of the instruction itself: rax = number,
+//! r11 are free, as after any `syscall`. The convention at `zhuque_gate` is that of the instruction itself: rax = number,
 //! arguments in their registers, rcx = address to return to.
 //!
 //! # Safety

@@ -122,10 +122,8 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
             }
         }
         _ if save::announced() => {
-            if retry.is_some() && signals::deliverable(context.mask) {
-                // A signal of the program is on its way and would have ended the call.
-                retry = None;
-            }
+            // A signal of the program may be on its way that ends the call.
+            retry = retry.filter(|retry| !signals::ends_call(context.mask, retry));
             if let Some(retry) = &mut retry {
                 retry.rip = sites::executable(retry.rip);
             }
@@ -142,7 +140,7 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
 /// Lets an interrupted call be issued again, unless a signal of the program is about to end it anyway.
 fn reissue(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Context) {
     if let Some(retry) = retry.take()
-        && !signals::deliverable(context.mask)
+        && !signals::ends_call(context.mask, &retry)
     {
         context.machine.rip = retry.rip;
         context.machine.rax = retry.number;

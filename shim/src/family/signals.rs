@@ -77,10 +77,16 @@ fn store_action(signal: u32, value: Action) {
     }
 }
 
-/// Whether a signal with a handler of the program is pending and not blocked by `mask`.
-pub fn deliverable(mask: u64) -> bool {
+/// Whether a signal of the program that is pending, and that `mask` does not block, is going to end the interrupted call
+/// which `retry` could issue again. The kernel would have looked at the first of them.
+pub fn ends_call(mask: u64, call: &Retry) -> bool {
     let set = signal::pending() & !mask & !NEVER_BLOCKED;
-    set != 0 && (1..=64).any(|n| set & bit(n) != 0 && action(n).handler > SIG_IGN)
+    let first = (1..=64).filter(|&n| set & bit(n) != 0).map(action).find(|action| action.handler > SIG_IGN);
+    first.is_some_and(|action| match call.restartable {
+        retry::EINTR => true,
+        retry::RESTART => action.flags & SA_RESTART == 0,
+        _ => false,
+    })
 }
 
 /// Installs the shim's handler for `signal` in the kernel.
