@@ -1,8 +1,8 @@
 //! Access to the program's memory, which may be bad or change under our feet.
 //!
-//! [`copy`] touches memory with one instruction, `rep movsb`, between the labels [`COPY_START`] and [`COPY_END`]. A
-//! SIGSEGV or SIGBUS handler that finds the program counter there continues at [`copy_fixup`], and the copy reports
-//! how much is left instead of faulting.
+//! [`copy`] touches memory with one instruction, `rep movsb`, between the labels `zhuque_copy_start` and
+//! `zhuque_copy_end`. A SIGSEGV or SIGBUS handler that finds the program counter there continues where [`fixup`] says,
+//! and the copy reports how much is left instead of faulting.
 #![allow(unsafe_code)]
 
 use crate::raw::Errno;
