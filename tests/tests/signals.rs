@@ -57,6 +57,16 @@ fn a_handler_in_python_runs_once_per_failure() {
     assert_eq!(lines, expected);
 }
 
+#[test]
+fn a_blocked_recovery_signal_waits() {
+    let store = Store::new();
+    for failures in [0, 2] {
+        let guest = Guest::python("blocked_recovery.py").arg("120");
+        let lines = with_failures(&store, &format!("blocked-{failures}"), &guest, failures);
+        assert_eq!(lines, [format!("handled {}", failures.min(1))]);
+    }
+}
+
 /// A signal that comes with no handler for SIGPWR, or with SIGPWR ignored, changes nothing: see every other test.
 #[test]
 fn without_a_handler_it_just_goes_on() {

@@ -1,0 +1,75 @@
+"""Attributes of the process that the kernel holds: set once, looked at again and again.
+
+    attributes.py [STEPS]
+
+Niceness, processors, file mode mask, working directory, arguments, name of a thread, limits, an unlinked open file.
+"""
+
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+
+os.nice(3)
+processor = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {processor})
+os.mkdir("deeper")
+os.chdir("deeper")
+os.umask(0o027)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+unlinked = tempfile.TemporaryFile(dir=".")
+unlinked.write(b"kept though nobody can see it")
+unlinked.flush()
+named = threading.Event()
+
+
+def worker():
+    with open("/proc/thread-self/comm", "w") as comm:
+        comm.write("worker")
+    named.set()
+    while not done.is_set():
+        with open("/proc/thread-self/comm") as comm:
+            names.add(comm.read())
+        time.sleep(0.02)
+
+
+names = set()
+done = threading.Event()
+thread = threading.Thread(target=worker)
+thread.start()
+named.wait()
+
+
+def look():
+    old = os.umask(0o777)
+    os.umask(old)
+    unlinked.seek(0)
+    with open("/proc/self/cmdline", "rb") as file:
+        arguments = file.read().split(b"\0")
+    return (
+        os.nice(0),
+        sorted(os.sched_getaffinity(0)),
+        oct(old),
+        os.path.basename(os.getcwd()),
+        os.path.basename(arguments[1]),
+        resource.getrlimit(resource.RLIMIT_CORE),
+        unlinked.read(),
+        os.getpid(),
+        os.getppid(),
+        threading.get_native_id() == os.getpid(),
+    )
+
+
+first = look()
+for step in range(STEPS):
+    now = look()
+    if now != first:
+        sys.exit(f"step {step}: {now} instead of {first}")
+    time.sleep(0.025)
+done.set()
+thread.join()
+print("niceness", first[0], "mask", first[2], "in", first[3], "as", first[4], "limit", first[5], first[6], first[9], names)
