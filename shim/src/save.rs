@@ -30,6 +30,9 @@ unsafe extern "C" {
 
 /// Notes that power is failing. The first to say so starts the clock.
 pub fn announce() {
+    if announced() {
+        return;
+    }
     let now = time::now(libc::CLOCK_MONOTONIC) as u64;
     let _ = control::life().announced_ns.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
 }
@@ -65,7 +68,10 @@ pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Re
 fn park(slot: &Slot, life: &Life, how: u32) {
     control::life_thread(slot.index as usize).parked.store(how, Ordering::Release);
     life.parked.fetch_add(1, Ordering::AcqRel);
-    process::futex_wake(&life.parked, 1);
+    // Waking the leader of a save for each thread would cost it a processor; the last one does, or its patience ends.
+    if how == parked::FORK || saved_threads() >= live_threads() {
+        process::futex_wake(&life.parked, 1);
+    }
 }
 
 /// Stands still until the fork is done.
@@ -324,13 +330,13 @@ fn commit(life: &Life, stopped: u64, journal: &Journal) -> ! {
     header.detail = [0; 256];
     header.threads = saved_threads();
     [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns] = clocks::still();
-    header.saved_realtime_ns = time::now(libc::CLOCK_REALTIME) as u64;
     header.save_stop_ns = stopped - begun;
     process_state::note_processor(header);
     header.control_checksum = control_checksum();
     if life.flags & boot_flag::SYNC_REGION != 0 {
         sync_region(life);
     }
+    header.saved_realtime_ns = time::now(libc::CLOCK_REALTIME) as u64;
     header.save_total_ns = time::now(libc::CLOCK_MONOTONIC) as u64 - begun;
     header.checksum = header_checksum(header);
     let word = phase_word(life.generation, Phase::Saved);
