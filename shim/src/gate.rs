@@ -11,7 +11,7 @@ use crate::family::{clocks, ids, memory, processes, signals, threads};
 use crate::text::Text;
 use crate::{control, die};
 use core::sync::atomic::Ordering;
-use zhuque_abi::slot::{Retry, Slot};
+use zhuque_abi::slot::{Retry, Slot, pending};
 use zhuque_model::calls::{Family, Treatment, lookup};
 use zhuque_sys::{Errno, check, raw::call6};
 
@@ -169,6 +169,14 @@ pub fn wait_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
     };
     let rip = sites::call_site(slot.frame.rip);
     slot.retry = Retry { valid: 1, rip, number: slot.frame.number, restartable };
+    error(libc::EINTR)
+}
+
+/// Puts a call off that cannot begin now, since power fails or a signal waits: it comes in again after that.
+pub fn again(slot: &mut Slot) -> Result64 {
+    let rip = sites::call_site(slot.frame.rip);
+    slot.retry = Retry { valid: 1, rip, number: slot.frame.number, restartable: retry::ALWAYS };
+    slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
     error(libc::EINTR)
 }
 

@@ -14,7 +14,7 @@ use zhuque_abi::journal::{Process, Record};
 use zhuque_abi::maps::Kind;
 use zhuque_abi::slot::Slot;
 use zhuque_model::maptree::MapTree;
-use zhuque_sys::time::{IntervalTimer, interval_timer, set_interval_timer};
+use zhuque_sys::time::{IntervalTimer, set_interval_timer};
 use zhuque_sys::{fs, process, signal};
 
 /// Supplementary groups that are kept.
@@ -83,17 +83,35 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
     for which in 0..3 {
         describe_timer(journal, which)?;
     }
+    late_signals(journal)?;
     scheduling::describe(journal)
 }
 
+/// Signals for the process that have come since its threads looked, the last of the timers' among them.
+fn late_signals(journal: &mut Journal) -> Result<(), Failure> {
+    let mut info = [0u64; 16];
+    while save::takes(signal::pending()) != 0 {
+        let Ok(number) = signal::take_pending(save::takes(!0), &mut info) else { break };
+        info[0] = info[0] & !0xffff_ffff | u64::from(number);
+        journal.put(&Record::PendingSignal { thread: 0, info })?;
+    }
+    Ok(())
+}
+
 fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {
-    let Ok(timer) = interval_timer(which) else { return Ok(()) };
+    // Read and stopped in one: it must not expire between this and the last look at pending signals.
+    let Ok(timer) = set_interval_timer(which, &IntervalTimer::default()) else { return Ok(()) };
     let ns = |[seconds, micros]: [i64; 2]| (seconds as u64) * 1_000_000_000 + (micros as u64) * 1000;
-    let value_ns = ns(timer.value);
+    let (mut value_ns, interval_ns) = (ns(timer.value), ns(timer.interval));
+    if value_ns == 0 {
+        // A periodic timer that has expired runs on only when its signal is taken (it_real_fn in kernel/time/itimer.c);
+        // the signal is among the pending ones.
+        value_ns = interval_ns;
+    }
     if value_ns == 0 {
         return Ok(());
     }
-    journal.put(&Record::IntervalTimer { which, value_ns, interval_ns: ns(timer.interval) })
+    journal.put(&Record::IntervalTimer { which, value_ns, interval_ns })
 }
 
 fn personality() -> u32 {

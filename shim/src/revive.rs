@@ -59,7 +59,7 @@ pub unsafe extern "C" fn revive(args: *const ResumeArgs) -> ! {
     let main = commit(&args);
     match main {
         // SAFETY: the slot is this thread's.
-        Some(slot) => go(unsafe { &mut *slot }, true),
+        Some(slot) => go(unsafe { &mut *slot }),
         // The main thread had ended before: end this one as well, alone.
         None => loop {
             // SAFETY: exit of one thread.
@@ -108,6 +108,7 @@ fn journal() -> &'static [u8] {
 
 /// Everything that can fail.
 fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
+    go_on_clocks();
     patch::patch_again().map_err(|error| Failure::new(b"cannot rewrite call sites: ").errno(error))?;
     signals::revive();
     for record in Records::new(journal()).flatten() {
@@ -156,6 +157,16 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Lets the program's clocks go on from where they stood: before timers are armed again (see `save::lead`).
+fn go_on_clocks() {
+    // SAFETY: single-threaded still. Only the life area is written.
+    unsafe {
+        let header = &*control::header();
+        let saved = [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns];
+        clocks::set_offsets(&mut *control::life_mut(), clocks::offsets_after(saved));
+    }
+}
+
 /// Live slots with a saved frame.
 fn saved_slots() -> impl Iterator<Item = *mut Slot> {
     // SAFETY: only reads of plain fields, while nobody runs.
@@ -197,7 +208,7 @@ extern "C" fn thread(slot: *mut Slot) -> u32 {
     while life.go.load(Ordering::Acquire) == 0 {
         let _ = process::futex_wait(&life.go, 0, 0);
     }
-    go(slot, false)
+    go(slot)
 }
 
 /// Gives the calling thread the slot's identity. Writes nothing to the region.
@@ -218,12 +229,6 @@ fn commit(args: &ResumeArgs) -> Option<*mut Slot> {
     if let Some(slot) = main {
         // SAFETY: the slot is this thread's from here on.
         settle(unsafe { &*slot });
-    }
-    // SAFETY: single-threaded still: the others wait. Only the life area is written.
-    unsafe {
-        let header = &*control::header();
-        let saved = [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns];
-        clocks::set_offsets(&mut *control::life_mut(), clocks::offsets_after(saved));
     }
     let generation = control::life().generation;
     control::phase().store(phase_word(generation, Phase::Running), Ordering::SeqCst);
@@ -258,6 +263,7 @@ fn after_commit(args: &ResumeArgs) {
             _ => {}
         }
     }
+    choose_recovery();
     let lost = processes::lose_children();
     if lost > 0 {
         let mut info: SigInfo = [0; 16];
@@ -272,6 +278,20 @@ fn after_commit(args: &ResumeArgs) {
     }
     let _ = fs::write_all(args.status, b"ok\n");
     let _ = fs::close_range(args.helpers as u32, args.helpers_end.max(args.helpers) as u32);
+}
+
+/// Decides who gets the recovery signal: the main thread, or the oldest that is left. Where it has SIGPWR blocked, the
+/// signal is remembered before any thread runs, since one may ask for it at once.
+fn choose_recovery() {
+    let Some(slot) = saved_slots().find(|&slot| is_main(slot)).or_else(|| saved_slots().next()) else { return };
+    // SAFETY: single-threaded still.
+    let slot = unsafe { &*slot };
+    let life = control::life();
+    if slot.extra_mask & bit(SIGPWR) != 0 {
+        recovery::keep(life.generation);
+    } else if save::has_recovery_handler() {
+        life.recovers.store(slot.index + 1, Ordering::Release);
+    }
 }
 
 /// Replaces the old life's vdso in the mapping table by this one's.
@@ -293,7 +313,10 @@ fn raise_again(thread: u32, info: &SigInfo) {
     let number = info[0] as u32;
     match family::ids::real_thread(thread) {
         Some(tid) if thread != 0 => {
-            let _ = signal::queue_thread(life.pid, tid, number, info);
+            // The kernel lets nobody queue for another thread what tgkill sends: then send it.
+            if signal::queue_thread(life.pid, tid, number, info).is_err() {
+                let _ = signal::send(life.pid, tid, number);
+            }
         }
         _ => {
             let _ = signal::queue_process(life.pid, number, info);
@@ -301,8 +324,8 @@ fn raise_again(thread: u32, info: &SigInfo) {
     }
 }
 
-/// The calling thread goes on at the instruction where it was saved. The main thread gets the recovery signal first.
-fn go(slot: &mut Slot, main: bool) -> ! {
+/// The calling thread goes on at the instruction where it was saved. The one chosen gets the recovery signal first.
+fn go(slot: &mut Slot) -> ! {
     let frame = slot.saved.frame;
     // SAFETY: the frame is the kernel's, on this thread's signal stack, which nobody else uses.
     let context = unsafe { &mut *(frame as *mut Context) };
@@ -310,11 +333,7 @@ fn go(slot: &mut Slot, main: bool) -> ! {
     slot.pending.fetch_and(!pending::KICK, Ordering::Relaxed);
     let retry = (slot.saved.retry.valid != 0).then_some(slot.saved.retry);
     slot.saved.retry.valid = 0;
-    let blocked = slot.extra_mask & bit(SIGPWR) != 0;
-    if main && blocked {
-        recovery::keep(control::life().generation);
-    }
-    if main && !blocked && save::has_recovery_handler() {
+    if control::life().recovers.load(Ordering::Acquire) == slot.index + 1 {
         let info = recovery::info(control::life().generation);
         let program = Program { signal: SIGPWR, info, retry, mask: context.mask };
         signals::deliver(slot, program, context);

@@ -54,7 +54,10 @@ pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Re
     let leads = life.leader.compare_exchange(0, slot.index + 1, Ordering::AcqRel, Ordering::Acquire).is_ok();
     park(slot, life, parked::SAVED);
     if leads {
-        life.stop.store(stop::SAVE, Ordering::Release);
+        // A fork that is under way ends first: its child still needs this thread's memory as it is, and the scratch.
+        while life.stop.compare_exchange(stop::NONE, stop::SAVE, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            let _ = process::futex_wait(&life.round, life.round.load(Ordering::Acquire), PATIENCE);
+        }
         let (scratch, bytes) = control::scratch();
         // SAFETY: the leader alone uses the scratch memory: its upper end is the stack, the rest is for the families.
         unsafe { zhuque_on_stack(scratch + bytes, lead, slot as *mut Slot as u64) };
@@ -88,16 +91,24 @@ pub fn park_for_fork(slot: &Slot) {
     control::life_thread(slot.index as usize).parked.store(parked::NO, Ordering::Release);
 }
 
-/// Stops every other thread of the program. The caller holds both locks and has its signals blocked.
-pub fn stop_for_fork(slot: &Slot) {
+/// Stops every other thread of the program. The caller holds both locks and has its signals blocked. False if power is
+/// failing: then the world stands still for that, and whoever leads it uses the life's scratch memory.
+pub fn stop_for_fork(slot: &Slot) -> bool {
     let life = control::life();
-    life.stop.store(stop::FORK, Ordering::Release);
+    if announced() || life.stop.compare_exchange(stop::NONE, stop::FORK, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        return false;
+    }
     let own = slot.index as usize;
     loop {
         let mut running = 0;
         for index in (0..control::slots()).filter(|&index| index != own) {
             // SAFETY: atomic fields of the control mapping.
-            let alive = unsafe { (*control::slot(index)).state.load(Ordering::Acquire) } == state::LIVE;
+            let found = unsafe { (*control::slot(index)).state.load(Ordering::Acquire) };
+            // A thread that is being born comes to life by itself, and can be called then.
+            if found == state::BORN {
+                running += 1;
+            }
+            let alive = found == state::LIVE;
             let thread = control::life_thread(index);
             if alive && thread.parked.load(Ordering::Acquire) == 0 && !waits_for_lock(index) {
                 running += 1;
@@ -105,7 +116,7 @@ pub fn stop_for_fork(slot: &Slot) {
             }
         }
         if running == 0 {
-            return;
+            return true;
         }
         let parked = life.parked.load(Ordering::Acquire);
         let _ = process::futex_wait(&life.parked, parked, PATIENCE);
@@ -145,12 +156,15 @@ extern "C" fn lead(_slot: u64) {
         unsaved(Reason::Timeout, b"not every thread could be stopped in time");
     }
     let stopped = time::now(libc::CLOCK_MONOTONIC) as u64;
+    // The clocks stop before what remains of timers is read, and go on before timers are armed again: a timer may then
+    // be late by the program's clocks, never early.
+    let clocks = clocks::still();
     let mut journal = Journal::open();
     if let Err(failure) = describe(&mut journal) {
         let reason = if journal.full { Reason::Journal } else { Reason::Unsupported };
         unsaved(reason, failure.message());
     }
-    commit(life, stopped, &journal)
+    commit(life, stopped, clocks, &journal)
 }
 
 /// Calls every thread until all of them stand still; false when time is up.
@@ -230,7 +244,7 @@ fn call_threads(life: &Life) -> (u32, u32) {
             let _ = signal::send(life.pid, tid, libc::SIGPWR as u32);
         }
     };
-    if fs::numbers_in(&path, &mut buffer, &mut each).is_err() {
+    if fs::numbers_in(&path, &mut buffer, false, &mut each).is_err() {
         return (0, 1);
     }
     (tasks, missing)
@@ -320,7 +334,7 @@ fn describe(journal: &mut Journal) -> Result<(), family::Failure> {
 }
 
 /// Makes the save true: checksums, header, then the one store.
-fn commit(life: &Life, stopped: u64, journal: &Journal) -> ! {
+fn commit(life: &Life, stopped: u64, clocks: [u64; 3], journal: &Journal) -> ! {
     let begun = life.announced_ns.load(Ordering::Acquire);
     // SAFETY: everything stands still.
     let header = unsafe { &mut *control::header() };
@@ -329,7 +343,7 @@ fn commit(life: &Life, stopped: u64, journal: &Journal) -> ! {
     header.reason = Reason::Power as u32;
     header.detail = [0; 256];
     header.threads = saved_threads();
-    [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns] = clocks::still();
+    [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns] = clocks;
     header.save_stop_ns = stopped - begun;
     process_state::note_processor(header);
     header.control_checksum = control_checksum();

@@ -54,8 +54,8 @@ pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
 /// Sets one thread's scheduling again. What is not allowed any more is left as it is: it changes no result.
 pub fn revive(record: &Record<'_>) {
     let Record::Scheduling { thread, nice, policy, priority, affinity } = *record else { return };
-    let Some(tid) = ids::real_thread(thread) else { return };
-    let tid = tid as usize;
+    // The main thread does not know itself yet: it is the one that runs here (0).
+    let tid = if thread == ids::virtual_pid() { 0 } else { ids::real_thread(thread).unwrap_or(u32::MAX) as usize };
     // SAFETY: the pointers are to the record's bytes and to a local, with their lengths.
     unsafe {
         if !affinity.is_empty() {

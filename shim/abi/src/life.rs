@@ -58,6 +58,10 @@ pub struct Boot {
     pub hold_up_ns: u64,
     /// 1: the program had SIGPWR blocked by whoever started it.
     pub power_blocked: u64,
+    /// 1: an image of the region was executed by another; `exec_mask` is its signal mask.
+    pub executed: u64,
+    /// See `executed`.
+    pub exec_mask: u64,
 }
 
 /// One thread in this life.
@@ -152,6 +156,8 @@ pub struct Life {
     pub ready: AtomicU32,
     /// 1 once the resume has been committed: revived threads may go.
     pub go: AtomicU32,
+    /// Slot index + 1 of the thread that gets the recovery signal as it goes on; 0: none.
+    pub recovers: AtomicU32,
     /// Revived threads that wait for `go`.
     pub waiting: AtomicU32,
     /// Which call numbers have been refused and said so on stderr: a bit each.
@@ -275,7 +281,7 @@ const _: () = {
     assert!(size_of::<LifeThread>() == 16);
     assert!(size_of::<Life>() <= 4096);
     assert!(core::mem::offset_of!(Life, offset_parts) == core::mem::offset_of!(Life, functions) + 48);
-    assert!(size_of::<Boot>() == 24 + 72 + 8);
+    assert!(size_of::<Boot>() == 24 + 72 + 24);
     assert!(size_of::<MapStep>() == 40);
     assert!(size_of::<VdsoPiece>() == 24);
     assert!(size_of::<ResumeArgs>().is_multiple_of(8));

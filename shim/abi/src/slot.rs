@@ -211,9 +211,9 @@ pub struct Slot {
     pub temp_valid: u64,
     /// The program's CLOCK_MONOTONIC when the timed call under way began, ns.
     pub began_ns: u64,
-    /// New thread: where it starts (frame.rip), filled by its parent.
-    pub start_fs: u64,
-    /// New thread: flags of its clone.
+    /// Fork: stack pointer that the child is to have, 0: its parent's.
+    pub start_stack: u64,
+    /// Fork: address that the kernel clears at the child's end.
     pub start_flags: u64,
     /// New thread: address for CLONE_PARENT_SETTID, 0: none.
     pub start_parent_tid: u64,

@@ -279,8 +279,8 @@ global_asm!(
 global_asm!(
     ".text",
     ".p2align 4",
-    ".hidden zhuque_vfork, zhuque_vfork_after",
-    ".globl zhuque_vfork, zhuque_vfork_after",
+    ".hidden zhuque_vfork, zhuque_vfork_begin, zhuque_vfork_syscall, zhuque_vfork_after, zhuque_vfork_abort",
+    ".globl zhuque_vfork, zhuque_vfork_begin, zhuque_vfork_syscall, zhuque_vfork_after, zhuque_vfork_abort",
     "zhuque_vfork:",
     "mov rax, gs:[{number}]",
     "movaps xmm0, gs:[{xmm} + 0x00]",
@@ -311,7 +311,14 @@ global_asm!(
     "mov r13, gs:[{r13}]",
     "mov r14, gs:[{r14}]",
     "mov r15, gs:[{r15}]",
+    // Nothing may wait when the child begins, or it would do its parent's work. A signal that comes from here to the
+    // instruction sends the thread to `zhuque_vfork_abort` (entry::place); so does one for which the kernel would
+    // issue the call again.
+    "zhuque_vfork_begin:",
+    "cmp dword ptr gs:[{pending}], 0",
+    "jne zhuque_vfork_abort",
     "mov rsp, gs:[{rsp}]",
+    "zhuque_vfork_syscall:",
     "syscall",
     // From here on child and parent differ.
     "test rax, rax",
@@ -326,7 +333,17 @@ global_asm!(
     "mov rcx, gs:[{vfork_rip}]",
     "mov eax, {vfork_done}",
     "jmp zhuque_gate",
+    "zhuque_vfork_abort:",
+    "mov rsp, gs:[{gate_stack}]",
+    "mov rdi, gs:[{this}]",
+    "call {vfork_put_off}",
+    "xor eax, eax",
+    "jmp zhuque_leave",
     vfork_done = const crate::gate::VFORK_DONE,
+    vfork_put_off = sym crate::family::processes::vfork_put_off,
+    this = const offset_of!(Slot, this),
+    gate_stack = const offset_of!(Slot, gate_stack),
+    pending = const offset_of!(Slot, pending),
     scratch = const offset_of!(Slot, scratch),
     borrowed = const offset_of!(Slot, borrowed),
     vfork_rip = const offset_of!(Slot, vfork) + offset_of!(VforkReturn, rip),

@@ -11,6 +11,7 @@
 use super::place::{self, State};
 use super::sites;
 use crate::context::Context;
+use crate::family::recovery;
 use crate::family::signals::{self, Program};
 use crate::{control, save};
 use core::sync::atomic::Ordering;
@@ -92,8 +93,9 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Co
 fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
     let life = control::life();
     let sender = (info[2] & 0xffff_ffff) as u32;
-    let kick = code == SI_TKILL && sender == life.pid;
-    if !kick {
+    // A vfork child kicks itself under its own id.
+    let kick = code == SI_TKILL && (sender == life.pid || slot.borrowed != 0 && sender == process::pid());
+    if !kick && slot.borrowed == 0 {
         save::announce();
     }
     let mut retry = match place::program_state(context, slot) {
@@ -103,18 +105,14 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
         }
         State::Program(retry) => retry,
     };
-    let waiting = slot.pending.swap(0, Ordering::Relaxed);
-    if waiting & pending::SIGNAL != 0 {
-        let deferred = slot.deferred;
-        context.mask = deferred.mask;
-        let program = Program { signal: deferred.signal, info: deferred.info, retry, mask: deferred.mask };
-        signals::deliver(slot, program, context);
-        retry = None;
+    deliver_waiting(slot, &mut retry, context);
+    if slot.borrowed != 0 {
+        // The slot is the parent's, who is saved when this child is gone.
+        return settle(slot, retry, context);
     }
     match life.stop.load(Ordering::Acquire) {
         stop::FORK => {
-            reissue(slot, &mut retry, context);
-            context.machine.rip = sites::executable(context.machine.rip);
+            settle(slot, retry, context);
             save::park_for_fork(slot);
             if save::announced() {
                 // The failure was announced while the world stood still for a fork: it is due now.
@@ -122,28 +120,39 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
             }
         }
         _ if save::announced() => {
-            // A signal of the program may be on its way that ends the call.
-            retry = retry.filter(|retry| !signals::ends_call(context.mask, retry));
             if let Some(retry) = &mut retry {
                 retry.rip = sites::executable(retry.rip);
             }
             context.machine.rip = sites::executable(context.machine.rip);
             save::save_this_thread(slot, context, retry);
         }
-        _ => {
-            reissue(slot, &mut retry, context);
-            context.machine.rip = sites::executable(context.machine.rip);
-        }
+        _ => settle(slot, retry, context),
     }
 }
 
-/// Lets an interrupted call be issued again, unless a signal of the program is about to end it anyway.
-fn reissue(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Context) {
-    if let Some(retry) = retry.take()
-        && !signals::ends_call(context.mask, &retry)
-    {
+/// Delivers what was put off until now, a recovery signal that is due, or the signal for which a call was interrupted.
+fn deliver_waiting(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Context) {
+    let waiting = slot.pending.swap(0, Ordering::Relaxed);
+    let found = if waiting & pending::SIGNAL != 0 {
+        context.mask = slot.deferred.mask;
+        Some((slot.deferred.signal, slot.deferred.info))
+    } else if retry.is_some() {
+        signals::take_deliverable(context.mask)
+    } else {
+        recovery::due(slot).map(|info| (libc::SIGPWR as u32, info))
+    };
+    if let Some((signal, info)) = found {
+        let program = Program { signal, info, retry: retry.take(), mask: context.mask };
+        signals::deliver(slot, program, context);
+    }
+}
+
+/// The thread goes on: an interrupted call is issued again.
+fn settle(slot: &mut Slot, retry: Option<Retry>, context: &mut Context) {
+    if let Some(retry) = retry {
         context.machine.rip = retry.rip;
         context.machine.rax = retry.number;
         slot.retry.valid = 0;
     }
+    context.machine.rip = sites::executable(context.machine.rip);
 }

@@ -35,6 +35,9 @@ unsafe extern "C" {
     fn zhuque_exit_end();
     fn zhuque_sigreturn();
     fn zhuque_sigreturn_syscall();
+    fn zhuque_vfork_begin();
+    fn zhuque_vfork_syscall();
+    fn zhuque_vfork_abort();
     fn zhuque_wait_begin();
     fn zhuque_wait_syscall();
     fn zhuque_wait_unbegun();
@@ -124,6 +127,9 @@ fn gate_state(context: &mut Context, slot: &mut Slot, pc: u64) -> State {
         context.machine.rax = libc::SYS_rt_sigreturn as u64;
         context.machine.rip = sites::call_site(slot.frame.rip);
         return State::Program(None);
+    }
+    if (at(zhuque_vfork_begin)..=at(zhuque_vfork_syscall)).contains(&pc) {
+        m.rip = at(zhuque_vfork_abort);
     }
     if (at(zhuque_wait_begin)..=at(zhuque_wait_syscall)).contains(&pc) {
         let seen_by_kernel = pc == at(zhuque_wait_syscall) && m.rcx != 0;

@@ -381,5 +381,10 @@ fn finish(boot: &Boot, mask: u64) {
     }
     let generation = control::life().generation;
     control::phase().store(phase_word(generation, Phase::Running), Ordering::Release);
+    if signal::pending() & power != 0 {
+        // It came while the program was being taken in: a failure, whoever sent it.
+        crate::save::announce();
+    }
+    let mask = if boot.executed != 0 { boot.exec_mask } else { mask };
     signal::set_mask(mask & !handler::NEVER_BLOCKED);
 }

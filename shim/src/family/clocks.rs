@@ -239,7 +239,9 @@ fn sleep(slot: &mut Slot, number: i64, a: [u64; 6], request: usize, remains: usi
         a[remains] = &raw const slot.scratch[REMAINS] as u64;
         wait_call(slot, number, a)
     });
-    let ended = slot.retry.valid == 0 || slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0;
+    // What remains is told only where the call ends; one that is issued again must find its request untouched.
+    let put_off = slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0;
+    let ended = slot.retry.valid == 0 || put_off && slot.retry.restartable == crate::gate::retry::EINTR;
     if result == error(libc::EINTR) && a[remains] != 0 && ended {
         let left = [slot.scratch[REMAINS], slot.scratch[REMAINS + 1]];
         // SAFETY: the program's memory.
@@ -267,7 +269,10 @@ fn clock_nanosleep(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
 /// clock_gettime(2) by system call.
 fn clock_gettime(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     let clock = a[0] as i32;
-    let shift = offset(clock);
+    // The kernel's vdso falls back to the call on some machines: its wrapper adds the offset then.
+    let vdso = &control::life().vdso;
+    let wrapped = (vdso.base..vdso.base + vdso.bytes).contains(&slot.frame.rip);
+    let shift = if wrapped { 0 } else { offset(clock) };
     if shift == 0 {
         return raw(libc::SYS_clock_gettime, a);
     }

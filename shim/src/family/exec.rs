@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::control::{self, Lock};
-use crate::gate::{Result64, error, raw};
+use crate::gate::{Result64, again, error, raw};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{PATH_BYTES, Phase, phase_word};
 use zhuque_abi::layout::{BOOT_FILE, CONTROL_FILE, ENV_REGION, SHIM_FILE};
@@ -22,19 +22,30 @@ const MAX_VARIABLES: usize = 1 << 16;
 pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     let [directory, path, arguments, environment, flags] = a;
     refuse_unprotected(directory, path, flags)?;
+    let mask = signal::set_mask(!0);
+    // What has been put off, and a failure, come first: the new image would know nothing of them.
+    if slot.pending.load(Ordering::Acquire) != 0 || crate::save::announced() {
+        signal::set_mask(mask);
+        return again(slot);
+    }
+    let result = execute(slot, mask, [directory, path, arguments, environment, flags]);
+    signal::set_mask(mask);
+    result
+}
+
+/// The exec itself, with all signals blocked. The new image takes `mask` from the boot file.
+fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
+    let [directory, path, arguments, environment, flags] = a;
     let _lock = Lock::state();
     let environment = build_environment(environment)?;
     let life = control::life();
     let generation = life.generation;
-    note_power_mask(slot.extra_mask & POWER != 0)?;
-    let mask = signal::mask();
-    signal::set_mask(mask | POWER);
+    note_mask(slot.extra_mask & POWER != 0, mask)?;
     let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, 0);
     control::phase().store(phase_word(generation, Phase::Starting), Ordering::Release);
     let result = raw(libc::SYS_execveat, [directory, path, arguments, environment, flags, 0]);
     control::phase().store(phase_word(generation, Phase::Running), Ordering::Release);
     let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, libc::FD_CLOEXEC as u64);
-    signal::set_mask(mask);
     result
 }
 
@@ -76,13 +87,16 @@ fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno
     })
 }
 
-/// Tells the new image, in the boot file, whether the program itself has SIGPWR blocked.
-fn note_power_mask(blocked: bool) -> Result<(), Errno> {
+/// Tells the new image, in the boot file, the program's mask, and whether it has SIGPWR blocked itself.
+fn note_mask(blocked: bool, mask: u64) -> Result<(), Errno> {
     let mut path = fs::Path::new();
     path.push(BOOT_FILE.as_bytes());
     let file = fs::open_at(control::life().descriptors.directory, &path, libc::O_WRONLY | libc::O_CLOEXEC, 0)?;
-    let value = u64::from(blocked).to_le_bytes();
-    let done = fs::write_at(file, &value, core::mem::offset_of!(Boot, power_blocked) as u64);
+    let mut words = [0u8; 24];
+    for (place, word) in words.chunks_exact_mut(8).zip([u64::from(blocked), 1, mask]) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    let done = fs::write_at(file, &words, core::mem::offset_of!(Boot, power_blocked) as u64);
     fs::close(file)?;
     done.map(|_| ())
 }

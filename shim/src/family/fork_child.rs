@@ -39,6 +39,9 @@ pub unsafe extern "C" fn start(slot: *mut Slot) -> u32 {
     signal::set_mask(slot.start_mask | slot.extra_mask);
     slot.pending.store(0, Ordering::Relaxed);
     slot.frame.rax = 0;
+    if slot.start_stack != 0 {
+        slot.frame.rsp = slot.start_stack;
+    }
     0
 }
 

@@ -24,6 +24,10 @@ pub fn virtual_parent(real: u32) -> u32 {
 
 /// The kernel's id for one that the program names: the process, one of its threads, or somebody else.
 pub fn real(id: i32) -> i32 {
+    if id < -1 && id != i32::MIN {
+        // A process group.
+        return -real(-id);
+    }
     if id <= 0 {
         return id;
     }
@@ -34,19 +38,26 @@ pub fn real(id: i32) -> i32 {
     real_thread(wanted).map_or(id, |tid| tid as i32)
 }
 
+/// For wait4: a process group that the program names by its own id; everything else is a child's id and the kernel's.
+pub fn real_group(id: i32) -> i32 {
+    if id < -1 { real(id) } else { id }
+}
+
 /// The kernel's id of the thread that the program knows by `wanted`.
 pub fn real_thread(wanted: u32) -> Option<u32> {
     if control::life().generation == 0 {
         return None;
     }
-    (0..control::slots()).find_map(|index| {
-        // SAFETY: the slot lies in the control mapping and the fields are atomics.
-        let (live, tid) = unsafe {
-            let slot = control::slot(index);
-            ((*slot).state.load(Ordering::Acquire), (*slot).virtual_tid.load(Ordering::Relaxed))
-        };
-        (live != state::FREE && tid == wanted).then(|| control::life_thread(index).tid.load(Ordering::Relaxed))
-    })
+    (0..control::slots())
+        .find_map(|index| {
+            // SAFETY: the slot lies in the control mapping and the fields are atomics.
+            let (live, tid) = unsafe {
+                let slot = control::slot(index);
+                ((*slot).state.load(Ordering::Acquire), (*slot).virtual_tid.load(Ordering::Relaxed))
+            };
+            (live != state::FREE && tid == wanted).then(|| control::life_thread(index).tid.load(Ordering::Relaxed))
+        })
+        .filter(|&tid| tid != 0)
 }
 
 /// The program's id for a process id of the kernel's: its own, if that is meant.

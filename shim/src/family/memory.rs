@@ -126,7 +126,7 @@ pub fn punch(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
         }
     };
     for run in memory.tree.range(start, end) {
-        if run.attr.kind != Kind::Region {
+        if !matches!(run.attr.kind, Kind::Region | Kind::Headroom) {
             continue;
         }
         let (a, b) = (run.start.max(start), run.end.min(end));
@@ -147,11 +147,24 @@ pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     if memory.tree.spare() < 2 {
         return error(libc::ENOMEM);
     }
+    let shared = |run: &Mapping| run.attr.kind == Kind::Region && run.attr.flags & flag::SHARED != 0;
+    if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_children() {
+        return retire(memory, start, end);
+    }
     punch(memory, start, end)?;
     crate::entry::patch::library_unmapped(memory, start, end);
     // SAFETY: the program asked for it, and nothing of ours lies there.
     unsafe { mm::munmap(start, end - start) }?;
     memory.tree.clear(start, end).map_err(full)
+}
+
+/// Unmaps a range with memory that forked children may still share: its content stays for them, and its addresses are
+/// not handed out again, since a child would write into whatever came to lie there.
+fn retire(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
+    // SAFETY: the program asked for it, and nothing of ours lies there.
+    unsafe { mm::munmap(start, end - start) }?;
+    let attr = Attr { kind: Kind::Headroom, prot: 0, flags: 0, file: 0, offset: 0 };
+    memory.tree.set(start, end, attr).map_err(full)
 }
 
 /// munmap(2).

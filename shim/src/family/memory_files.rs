@@ -32,16 +32,13 @@ pub fn file_of(fd: i32, stat: &libc::stat) -> Result<u32, Errno> {
 pub fn enter(mut record: FileRecord, path: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> Result<u32, Errno> {
     // SAFETY: the memory lock is held.
     let (files, used) = unsafe { (control::files(), &mut (*control::globals()).files) };
-    let same = |old: &FileRecord| {
-        old.device == record.device
-            && old.inode == record.inode
-            && old.size == record.size
-            && old.mtime_ns == record.mtime_ns
-            && old.access == record.access
-    };
+    let same =
+        |old: &FileRecord| old.device == record.device && old.inode == record.inode && old.access == record.access;
     let known = files.iter().take(*used as usize + 1).skip(1).position(same);
-    if let Some(index) = known {
-        return Ok(index as u32 + 1);
+    if let Some(index) = known.map(|index| index + 1) {
+        // One entry a file, as it is now: a save looks again anyway.
+        (files[index].size, files[index].mtime_ns) = (record.size, record.mtime_ns);
+        return Ok(index as u32);
     }
     let length = path(&mut record.path)?;
     if length >= record.path.len() {

@@ -1,7 +1,7 @@
 //! mmap(2): where to, and what it becomes. See the table in DESIGN section 3.
 #![allow(unsafe_code)]
 
-use super::memory::{Memory, full, map_slices, not_ours, punch, region};
+use super::memory::{Memory, full, map_slices, not_ours, punch, region, unmap};
 use super::memory_files::file_of;
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, TASK_SIZE, page_down, page_up};
@@ -150,8 +150,14 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
     if private {
         attr.kind = Kind::FilePrivate;
         if request.prot & PROT_WRITE != 0 {
-            map_slices(place, end, request.prot, libc::MAP_FIXED)?;
-            read_file(request.fd, place, request.bytes, request.offset)?;
+            let filled = map_slices(place, end, request.prot, libc::MAP_FIXED)
+                .and_then(|()| read_file(request.fd, place, request.bytes, request.offset));
+            if let Err(error) = filled {
+                // Nothing may stay behind: neither a mapping that the table does not know, nor half of the content.
+                memory.tree.set(place, end, region(request.prot, 0)).map_err(full)?;
+                unmap(memory, place, end)?;
+                return Err(if error == Errno(libc::EFAULT) { Errno(libc::ENOMEM) } else { error });
+            }
             attr.kind = Kind::Region;
             attr.flags = flag::FROM_FILE;
         }

@@ -7,7 +7,7 @@
 
 use super::{exec, fork_child, ids};
 use crate::control::{self, Lock};
-use crate::gate::{Result64, error, raw, wait_call};
+use crate::gate::{Result64, again, error, raw, wait_call};
 use crate::save;
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{Child, MAX_CHILDREN};
@@ -95,7 +95,12 @@ pub fn fork(slot: &mut Slot, exit_signal: u64, child_tid: u64, clear_tid: u64) -
     let memory = super::memory::Memory::lock();
     let lock = Lock::state();
     let mask = signal::set_mask(!0);
-    save::stop_for_fork(slot);
+    if !save::stop_for_fork(slot) {
+        drop(lock);
+        drop(memory);
+        signal::set_mask(mask);
+        return again(slot);
+    }
     slot.fork_done.store(0, Ordering::Release);
     slot.start_child_tid = child_tid;
     slot.start_flags = clear_tid;
@@ -157,6 +162,18 @@ pub fn vfork(slot: &mut Slot) -> Result64 {
     unsafe { zhuque_vfork() }
 }
 
+/// Something waits, so the vfork is put off until that is done. Called by the gate's assembler.
+///
+/// # Safety
+/// With the calling thread's slot.
+pub unsafe extern "C" fn vfork_put_off(slot: *mut Slot) {
+    // SAFETY: the slot is this thread's.
+    let slot = unsafe { &mut *slot };
+    slot.suspended = 0;
+    slot.frame.rax = -i64::from(libc::EINTR) as u64;
+    let _ = again(slot);
+}
+
 /// The parent is back from vfork; the result lies in the slot's scratch.
 pub fn vfork_done(slot: &mut Slot) -> Result64 {
     let result = slot.scratch[0] as i64;
@@ -206,6 +223,7 @@ fn wait(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
         }
         return Ok(u64::from(pid));
     }
+    a[0] = ids::real_group(a[0] as i32) as u64;
     // A status is always asked for: only a child that has ended is forgotten.
     let wanted = a[1];
     a[1] = &raw mut slot.scratch[0] as u64;
@@ -226,6 +244,10 @@ fn wait(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
 
 /// waitid(2).
 fn waitid(slot: &mut Slot, a: [u64; 6]) -> Result64 {
+    let mut a = a;
+    if a[0] as u32 == libc::P_PGID {
+        a[1] = ids::real(a[1] as i32) as u64;
+    }
     let [kind, id, info, options, ..] = a;
     let keep = options as i32 & libc::WNOWAIT != 0;
     let named = match kind as u32 {
@@ -257,6 +279,12 @@ fn waitid(slot: &mut Slot, a: [u64; 6]) -> Result64 {
         }
     }
     Ok(result)
+}
+
+/// Whether the program has started children that it has not waited for.
+pub fn any_children() -> bool {
+    let _lock = Lock::state();
+    children().iter().any(|entry| entry.pid != 0 && entry.lost == 0)
 }
 
 /// At the program's end: a child in a session of its own is a daemon that goes on, without persistence. Says so.

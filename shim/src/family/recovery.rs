@@ -51,6 +51,14 @@ pub fn unblocked(slot: &mut Slot, mask: u64) -> bool {
     true
 }
 
+/// Takes the recovery signal that is remembered, if the program lets it through and has a handler for it.
+pub fn due(slot: &Slot) -> Option<SigInfo> {
+    if !waits() || slot.extra_mask & bit(SIGPWR) != 0 || signals::action(SIGPWR).handler <= 1 {
+        return None;
+    }
+    take().map(info)
+}
+
 /// The siginfo: as queued by the process itself, with the generation as value.
 pub fn info(generation: u64) -> SigInfo {
     let mut info: SigInfo = [0; 16];

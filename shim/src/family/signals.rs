@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::context::{AlternateStack, Context, SignalFrame};
-use crate::entry::handler::{NEVER_BLOCKED, on_signal};
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED, on_signal};
 use crate::gate::{Outcome, Result64, error, retry, wait_call};
 use crate::{control, entry::sites};
 use core::sync::atomic::Ordering;
@@ -77,16 +77,15 @@ fn store_action(signal: u32, value: Action) {
     }
 }
 
-/// Whether a signal of the program that is pending, and that `mask` does not block, is going to end the interrupted call
-/// which `retry` could issue again. The kernel would have looked at the first of them.
-pub fn ends_call(mask: u64, call: &Retry) -> bool {
-    let set = signal::pending() & !mask & !NEVER_BLOCKED;
-    let first = (1..=64).filter(|&n| set & bit(n) != 0).map(action).find(|action| action.handler > SIG_IGN);
-    first.is_some_and(|action| match call.restartable {
-        retry::EINTR => true,
-        retry::RESTART => action.flags & SA_RESTART == 0,
-        _ => false,
-    })
+/// Takes a pending signal of the program that `mask` lets through and that has a handler. A call that was interrupted may
+/// have been interrupted for it, so whoever decides about the call has to deliver it first.
+pub fn take_deliverable(mask: u64) -> Option<(u32, SigInfo)> {
+    let candidates = signal::pending() & !mask & !NEVER_BLOCKED;
+    let handled = |set: u64, n: u32| if action(n).handler > SIG_IGN { set | bit(n) } else { set };
+    let set = (1..=64).filter(|&n| candidates & bit(n) != 0).fold(0, handled);
+    let mut info: SigInfo = [0; 16];
+    let number = if set == 0 { return None } else { signal::take_pending(set, &mut info).ok()? };
+    Some((number, info))
 }
 
 /// Installs the shim's handler for `signal` in the kernel.
@@ -196,6 +195,9 @@ fn end_call(slot: &mut Slot, retry: Option<Retry>, restart: bool, context: &mut 
     {
         context.machine.rip = retry.rip;
         context.machine.rax = retry.number;
+    } else {
+        // The call has ended: the next one of its kind from the same place is a new one.
+        slot.timed_rip = 0;
     }
 }
 
@@ -414,6 +416,17 @@ pub fn rt_sigreturn(slot: &mut Slot) -> Result<Outcome, Errno> {
     context.machine.rip = sites::executable(context.machine.rip);
     // SAFETY: the program's own frame, where the kernel is about to read it.
     unsafe { user::write(at, &context) }?;
+    // From here to the kernel's call nothing may come in between: the frame is the kernel's now, not the program's. What
+    // has been put off already comes when the call has set the frame's mask.
+    signal::set_mask(!FAULTS);
+    let waits = slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0;
+    if waits {
+        slot.deferred.mask = context.mask;
+    }
+    let recovers = super::recovery::waits() && slot.extra_mask & bit(libc::SIGPWR as u32) == 0;
+    if recovers || slot.pending.load(Ordering::Relaxed) != 0 {
+        let _ = zhuque_sys::signal::send(control::life().pid, process::tid(), libc::SIGPWR as u32);
+    }
     Ok(Outcome::Sigreturn)
 }
 

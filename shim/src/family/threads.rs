@@ -122,7 +122,10 @@ pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Outcome {
             clone(slot, Clone { flags, stack, parent, child, tls })
         }
         libc::SYS_clone3 => clone3(slot, a),
-        libc::SYS_fork => processes::fork(slot, libc::SIGCHLD as u64, 0, 0),
+        libc::SYS_fork => {
+            slot.start_stack = 0;
+            processes::fork(slot, libc::SIGCHLD as u64, 0, 0)
+        }
         libc::SYS_vfork => processes::vfork(slot),
         _ => raw(number, a),
     })
@@ -191,6 +194,10 @@ fn exit_group(status: u64) -> Result64 {
 /// exit(2) of one thread. The last one's is the program's end.
 fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
     signal::set_mask(!0);
+    if slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 {
+        // A signal that this thread will not live to handle is another one's, if it was the process'.
+        let _ = signal::queue_process(control::life().pid, slot.deferred.signal, &slot.deferred.info);
+    }
     let lock = Lock::state();
     let others = (0..control::slots()).filter(|&index| index != slot.index as usize);
     // SAFETY: atomic fields of the control mapping.
@@ -273,9 +280,12 @@ fn clone(slot: &mut Slot, c: Clone) -> Result64 {
         );
         return error(libc::ENOSYS);
     }
-    if c.stack != 0 {
-        slot.scratch[0] = c.stack;
+    let known = 0xff | CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | libc::CLONE_SYSVSEM as u64;
+    if c.flags & !known != 0 {
+        crate::gate::say_refused(libc::SYS_clone as u64, b"clone of a process that shares", b"not persistent yet");
+        return error(libc::EINVAL);
     }
+    slot.start_stack = c.stack;
     let child_tid = if c.flags & CLONE_CHILD_SETTID != 0 { c.child } else { 0 };
     let clear_tid = if c.flags & CLONE_CHILD_CLEARTID != 0 { c.child } else { 0 };
     let pid = processes::fork(slot, c.flags & 0xff, child_tid, clear_tid)?;
@@ -314,6 +324,7 @@ fn new_thread(slot: &mut Slot, c: Clone) -> Result64 {
         child.state.store(state::FREE, Ordering::Release);
         error(-result as i32)
     } else {
+        control::life_thread(child.index as usize).tid.store(result as u32, Ordering::Release);
         let shown = ids::assign(child, result as u32);
         if c.flags & CLONE_PARENT_SETTID != 0 {
             // SAFETY: the program's memory.

@@ -193,13 +193,14 @@ pub fn read_directory(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
     })
 }
 
-/// Calls `each` with every decimal name in a directory of /proc (`task`, `fd`); `buffer` is scratch space.
-pub fn numbers_in(path: &Path, buffer: &mut [u8], mut each: impl FnMut(u32)) -> Result<(), Errno> {
+/// Calls `each` with every decimal name in a directory of /proc; `buffer` is scratch space. With `descriptors` the
+/// directory is a list of descriptors, in which the listing's own is left out.
+pub fn numbers_in(path: &Path, buffer: &mut [u8], descriptors: bool, mut each: impl FnMut(u32)) -> Result<(), Errno> {
     let directory = open_at(libc::AT_FDCWD, path, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)?;
     let result = loop {
         match read_directory(directory, buffer) {
             Ok(0) => break Ok(()),
-            Ok(bytes) => numbers_of_entries(&buffer[..bytes], directory as u32, &mut each),
+            Ok(bytes) => numbers_of_entries(&buffer[..bytes], descriptors.then_some(directory as u32), &mut each),
             Err(error) => break Err(error),
         }
     };
@@ -207,8 +208,8 @@ pub fn numbers_in(path: &Path, buffer: &mut [u8], mut each: impl FnMut(u32)) -> 
     result
 }
 
-/// The entries' names as numbers; `skip` is the descriptor of the listing itself, which /proc/self/fd shows too.
-fn numbers_of_entries(entries: &[u8], skip: u32, each: &mut impl FnMut(u32)) {
+/// The entries' names as numbers, but `skip`.
+fn numbers_of_entries(entries: &[u8], skip: Option<u32>, each: &mut impl FnMut(u32)) {
     // struct linux_dirent64: inode u64, offset i64, length u16, type u8, name.
     let mut at = 0;
     while let Some(&[low, high]) = entries.get(at + 16..at + 18) {
@@ -224,7 +225,7 @@ fn numbers_of_entries(entries: &[u8], skip: u32, each: &mut impl FnMut(u32)) {
             value = value.wrapping_mul(10).wrapping_add((byte - b'0') as u32);
             digits += 1;
         }
-        if digits > 0 && value != skip {
+        if digits > 0 && Some(value) != skip {
             each(value);
         }
         if length == 0 {

@@ -40,10 +40,13 @@ pub fn interval_timer(which: u32) -> Result<IntervalTimer, Errno> {
     Ok(timer)
 }
 
-/// setitimer(2).
-pub fn set_interval_timer(which: u32, timer: &IntervalTimer) -> Result<(), Errno> {
-    // SAFETY: the source is a valid reference.
-    check(unsafe { call3(libc::SYS_setitimer as usize, which as usize, timer as *const _ as usize, 0) }).map(|_| ())
+/// setitimer(2); what it was set to.
+pub fn set_interval_timer(which: u32, timer: &IntervalTimer) -> Result<IntervalTimer, Errno> {
+    let mut old = IntervalTimer::default();
+    let (new, old_at) = (timer as *const _ as usize, &mut old as *mut _ as usize);
+    // SAFETY: the source is a valid reference and the target a local.
+    check(unsafe { call3(libc::SYS_setitimer as usize, which as usize, new, old_at) })?;
+    Ok(old)
 }
 
 /// timerfd_create(2).

@@ -248,7 +248,7 @@ fn enumerate(c: &mut Capture<'_>, entries: &mut [Entry]) -> Result<usize, Failur
     let (mut count, mut full) = (0, false);
     let own = c.own.clone();
     let buffer = c.scratch.get_mut(..65536).unwrap_or(&mut []);
-    fs::numbers_in(&path, buffer, |number| {
+    fs::numbers_in(&path, buffer, true, |number| {
         let fd = number as i32;
         if own.contains(&fd) {
             return;
