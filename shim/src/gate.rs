@@ -6,7 +6,7 @@
 //! `zhuque_model::calls` (the table that decides).
 #![allow(unsafe_code)]
 
-use crate::entry::{handler::current_slot, sites};
+use crate::entry::sites;
 use crate::family::{clocks, ids, memory, processes, signals, threads};
 use crate::text::Text;
 use crate::{control, die};
@@ -207,13 +207,4 @@ pub fn say_refused(number: u64, name: &[u8], why: &[u8]) {
     }
     text.push(b" is refused: ").push(why);
     die::say(&text);
-}
-
-/// The calling thread's slot, for code that is not handed it.
-///
-/// # Safety
-/// The result must not live beside another reference to the slot.
-pub unsafe fn this_slot() -> &'static mut Slot {
-    // SAFETY: the slot is this thread's; aliasing is the caller's argument.
-    unsafe { &mut *current_slot() }
 }

@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 use zhuque_abi::header::Header;
 use zhuque_abi::journal::{Process, Record};
 use zhuque_abi::maps::Kind;
-use zhuque_abi::slot::Slot;
+use zhuque_abi::slot::{SigInfo, Slot};
 use zhuque_model::maptree::MapTree;
 use zhuque_sys::time::{IntervalTimer, set_interval_timer};
 use zhuque_sys::{fs, process, signal};
@@ -24,15 +24,23 @@ const LIMITS: u32 = 16;
 
 /// Takes the signals that are pending for a thread that is about to park, and writes them down.
 pub fn note_pending(slot: &Slot) {
-    let mut info = [0u64; 16];
-    while save::takes(signal::pending()) != 0 {
-        let Ok(number) = signal::take_pending(save::takes(!0), &mut info) else { return };
+    while let Some(info) = next_pending() {
         let code = (info[1] & 0xffff_ffff) as i32;
         // Only tgkill and its like say that a thread was meant; everything else is the process'.
         let thread = if code == -6 { slot.virtual_tid.load(Ordering::Relaxed) } else { 0 };
-        info[0] = info[0] & !0xffff_ffff | u64::from(number);
         save::append(&Record::PendingSignal { thread, info });
     }
+}
+
+/// Takes one pending signal of the program.
+fn next_pending() -> Option<SigInfo> {
+    if save::takes(signal::pending()) == 0 {
+        return None;
+    }
+    let mut info: SigInfo = [0; 16];
+    let number = signal::take_pending(save::takes(!0), &mut info).ok()?;
+    info[0] = info[0] & !0xffff_ffff | u64::from(number);
+    Some(info)
 }
 
 /// Writes down the process' attributes.
@@ -89,10 +97,7 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
 
 /// Signals for the process that have come since its threads looked, the last of the timers' among them.
 fn late_signals(journal: &mut Journal) -> Result<(), Failure> {
-    let mut info = [0u64; 16];
-    while save::takes(signal::pending()) != 0 {
-        let Ok(number) = signal::take_pending(save::takes(!0), &mut info) else { break };
-        info[0] = info[0] & !0xffff_ffff | u64::from(number);
+    while let Some(info) = next_pending() {
         journal.put(&Record::PendingSignal { thread: 0, info })?;
     }
     Ok(())

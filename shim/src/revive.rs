@@ -6,7 +6,7 @@
 
 use crate::context::Context;
 use crate::control;
-use crate::entry::{patch, vdso};
+use crate::entry::{asm::zhuque_clone, patch, vdso};
 use crate::family::signals::{self, Program};
 use crate::family::{self, Failure, clocks, processes, recovery, threads};
 use crate::{process_state, save, scheduling};
@@ -31,15 +31,6 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_SYSVSEM) as u64;
 
 unsafe extern "C" {
-    fn zhuque_clone(
-        flags: u64,
-        stack: u64,
-        parent: u64,
-        child: u64,
-        tls: u64,
-        entry: unsafe extern "C" fn(*mut Slot) -> u32,
-        argument: *mut Slot,
-    ) -> i64;
     fn zhuque_return_to_frame(frame: u64) -> !;
 }
 

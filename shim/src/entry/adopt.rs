@@ -31,7 +31,6 @@ pub fn adopt_all(vdso: &Vdso) {
     };
     // SAFETY: start is single-threaded.
     let mut tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
-    tree_seed(&mut tree);
     let mut plan = Plan::default();
     for entry in maps::entries(text).filter(|entry| entry.end <= TASK_SIZE) {
         if let Err(Errno(number)) = plan.note(&mut tree, &entry) {
@@ -44,9 +43,6 @@ pub fn adopt_all(vdso: &Vdso) {
         die::fail(Text::of(b"cannot adopt the program's memory: error ").number(number as u64));
     }
 }
-
-/// The tree's shape is pseudo-random; its seed must be there before its first node.
-fn tree_seed(_tree: &mut MapTree<'_>) {}
 
 /// What has to wait until every mapping is in the table.
 #[derive(Default)]

@@ -495,3 +495,18 @@ global_asm!(
     v_r14 = const V + offset_of!(VdsoCall, r14),
     v_r15 = const V + offset_of!(VdsoCall, r15),
 );
+
+unsafe extern "C" {
+    /// Creates a thread or a child: flags of clone(2), its stack, two unused words, its FS base, and what it begins with.
+    /// The new one calls `entry(argument)` and leaves by the gate's exit if that returns; the caller gets the kernel's
+    /// result.
+    pub fn zhuque_clone(
+        flags: u64,
+        stack: u64,
+        parent_tid: u64,
+        child_tid: u64,
+        tls: u64,
+        entry: unsafe extern "C" fn(*mut Slot) -> u32,
+        argument: *mut Slot,
+    ) -> i64;
+}

@@ -5,12 +5,12 @@
 //! places of the shared ones.
 #![allow(unsafe_code)]
 
-use super::memory::{by_slice, slice_fd};
+use super::memory::{by_slice, extents};
 use super::signals;
 use crate::control;
 use crate::entry::handler::NEVER_BLOCKED;
 use core::sync::atomic::Ordering;
-use zhuque_abi::layout::{CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SITES_OFFSET, SLOT_STRIDE, page_up};
+use zhuque_abi::layout::{CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, SITES_OFFSET, SLOT_STRIDE, page_up};
 use zhuque_abi::maps::{Kind, Node, flag};
 use zhuque_abi::slot::{Slot, state};
 use zhuque_model::maptree::{MapTree, Mapping};
@@ -20,8 +20,6 @@ use zhuque_sys::{Errno, fs, mm, process, signal, user};
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 const MOVE: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
 
 /// Entry of the child. Returns 0 to the gate's exit, as a process that zhuque has nothing to do with any more.
 ///
@@ -87,7 +85,7 @@ fn copy_run(run: Mapping) -> Result<(), Errno> {
                 mm::mprotect(run.start, bytes, libc::PROT_READ)?;
             }
             by_slice(run.start, run.end, |slice, offset, address, part| {
-                copy_extents(slice, offset, part, |at, length| {
+                extents(slice, offset, part, |at, length| {
                     user::copy(copy + (address - run.start) + at, address + at, length as usize)
                 })
             })?;
@@ -97,28 +95,6 @@ fn copy_run(run: Mapping) -> Result<(), Errno> {
         }
         mm::mremap(copy, bytes, bytes, MOVE, run.start).map(|_| ())
     }
-}
-
-/// Calls `each` with every extent of a slice's range that has content: offset in the range, bytes.
-fn copy_extents(
-    slice: usize,
-    offset: u64,
-    bytes: u64,
-    mut each: impl FnMut(u64, u64) -> Result<(), Errno>,
-) -> Result<(), Errno> {
-    let end = offset + bytes;
-    let mut at = offset;
-    while at < end {
-        let data = match fs::seek(slice_fd(slice), at as i64, SEEK_DATA) {
-            Ok(data) if data < end => data,
-            Ok(_) | Err(Errno(libc::ENXIO)) => break,
-            Err(e) => return Err(e),
-        };
-        let hole = fs::seek(slice_fd(slice), data as i64, SEEK_HOLE)?.min(end);
-        each(data - offset, hole - data)?;
-        at = hole;
-    }
-    Ok(())
 }
 
 /// A private copy of what the child needs of the control mapping; its address.
@@ -185,5 +161,4 @@ fn leave_region(slot: &mut Slot) {
     slot.virtual_tid.store(pid, Ordering::Relaxed);
     slot.volatile = 1;
     slot.state.store(state::LIVE, Ordering::Relaxed);
-    let _ = PAGE;
 }

@@ -18,6 +18,8 @@ use zhuque_abi::maps::{Kind, flag};
 use zhuque_model::maptree::{Attr, Full, MapTree, Mapping};
 use zhuque_sys::{Errno, fs, mm};
 
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
 const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
 const PROT_GROWS: u64 = (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP) as u64;
 
@@ -138,6 +140,28 @@ pub fn punch(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
     }
     flush(from, to);
     result
+}
+
+/// Calls `each` with every extent of a slice's range that has content: offset in the range, bytes.
+pub fn extents(
+    slice: usize,
+    offset: u64,
+    bytes: u64,
+    mut each: impl FnMut(u64, u64) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let end = offset + bytes;
+    let mut at = offset;
+    while at < end {
+        let data = match fs::seek(slice_fd(slice), at as i64, SEEK_DATA) {
+            Ok(data) if data < end => data,
+            Ok(_) | Err(Errno(libc::ENXIO)) => break,
+            Err(e) => return Err(e),
+        };
+        let hole = fs::seek(slice_fd(slice), data as i64, SEEK_HOLE)?.min(end);
+        each(data - offset, hole - data)?;
+        at = hole;
+    }
+    Ok(())
 }
 
 /// Takes everything out of a range: content, mapping, table entry.

@@ -1,20 +1,18 @@
 //! mremap(2). Since the offset in the slice *is* the address, a move of region memory is a copy of what has content.
 #![allow(unsafe_code)]
 
-use super::memory::{Memory, full, map_slices, not_ours, range, slice_fd, unmap};
+use super::memory::{Memory, by_slice, extents, full, map_slices, not_ours, range, slice_fd, unmap};
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
 use zhuque_abi::maps::Kind;
 use zhuque_model::maptree::Mapping;
-use zhuque_sys::{Errno, fs, mm};
+use zhuque_sys::{Errno, mm};
 
 const MREMAP_MAYMOVE: u64 = libc::MREMAP_MAYMOVE as u64;
 const MREMAP_FIXED: u64 = libc::MREMAP_FIXED as u64;
 const MREMAP_DONTUNMAP: u64 = 4;
 /// Lowest address that is handed out.
 const LOWEST: u64 = 0x1_0000;
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
 
 /// mremap(2).
 pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
@@ -130,23 +128,9 @@ fn relocate(memory: &mut Memory, run: Mapping, target: u64, bytes: u64, keep: bo
 
 /// Copies the content of region memory to another address, leaving holes holes.
 fn copy_content(from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
-    let mut done = 0;
-    while done < bytes {
-        let (slice, offset) = slice_of(from + done);
-        let run = (bytes - done).min(SLICE_BYTES - offset);
-        let data = match fs::seek(slice_fd(slice), offset as i64, SEEK_DATA) {
-            Ok(data) if data < offset + run => data,
-            Ok(_) | Err(Errno(libc::ENXIO)) => {
-                done += run;
-                continue;
-            }
-            Err(e) => return Err(e),
-        };
-        let hole = fs::seek(slice_fd(slice), data as i64, SEEK_HOLE)?.min(offset + run);
-        copy_run(from + done + (data - offset), to + done + (data - offset), hole - data)?;
-        done += hole - offset;
-    }
-    Ok(())
+    by_slice(from, from + bytes, |slice, offset, address, part| {
+        extents(slice, offset, part, |at, length| copy_run(address + at, to + (address - from) + at, length))
+    })
 }
 
 /// Copies one run of content through two windows, so that neither side's protection matters.

@@ -7,6 +7,7 @@
 
 use super::{exec, fork_child, ids};
 use crate::control::{self, Lock};
+use crate::entry::asm::zhuque_clone;
 use crate::gate::{Result64, again, error, raw, wait_call};
 use crate::save;
 use core::sync::atomic::Ordering;
@@ -15,15 +16,6 @@ use zhuque_abi::slot::{Slot, VforkReturn};
 use zhuque_sys::{process, signal, user};
 
 unsafe extern "C" {
-    fn zhuque_clone(
-        flags: u64,
-        stack: u64,
-        parent: u64,
-        child: u64,
-        tls: u64,
-        entry: unsafe extern "C" fn(*mut Slot) -> u32,
-        argument: *mut Slot,
-    ) -> i64;
     fn zhuque_vfork() -> !;
 }
 

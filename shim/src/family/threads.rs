@@ -7,7 +7,7 @@
 use super::{clocks, ids, processes};
 use crate::context::AlternateStack;
 use crate::control::{self, Lock};
-use crate::entry::{handler::NEVER_BLOCKED, place};
+use crate::entry::{asm::zhuque_clone, handler::NEVER_BLOCKED, place};
 use crate::gate::{Outcome, Result64, error, raw, wait_call};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{Phase, phase_word};
@@ -25,15 +25,6 @@ const CLONE_NEW: u64 = 0x7e02_0000 | 0x80;
 const MADV_POPULATE_WRITE: i32 = 23;
 
 unsafe extern "C" {
-    fn zhuque_clone(
-        flags: u64,
-        stack: u64,
-        parent: u64,
-        child: u64,
-        tls: u64,
-        entry: unsafe extern "C" fn(*mut Slot) -> u32,
-        argument: *mut Slot,
-    ) -> i64;
     fn zhuque_exit_thread(state: *mut u32) -> !;
 }
 

@@ -242,13 +242,6 @@ pub fn punch_hole(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
         .map(|_| ())
 }
 
-/// fallocate(2): room for the range.
-pub fn allocate(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
-    // SAFETY: no memory involved.
-    check(unsafe { call4(libc::SYS_fallocate as usize, fd as isize as usize, 0, offset as usize, bytes as usize) })
-        .map(|_| ())
-}
-
 /// ftruncate(2).
 pub fn truncate(fd: i32, bytes: u64) -> Result<(), Errno> {
     // SAFETY: no memory involved.

@@ -7,7 +7,6 @@ use crate::raw::{Errno, call0, call1, call2, call3, call4, call5, call6, check};
 const ARCH_SET_GS: usize = 0x1001;
 const ARCH_SET_FS: usize = 0x1002;
 const ARCH_GET_FS: usize = 0x1003;
-const ARCH_GET_GS: usize = 0x1004;
 
 /// getpid(2), the real one.
 pub fn pid() -> u32 {
@@ -59,14 +58,6 @@ pub fn fs_base() -> u64 {
     value
 }
 
-/// The thread's GS base.
-pub fn gs_base() -> u64 {
-    let mut value = 0u64;
-    // SAFETY: the target is a local.
-    unsafe { call2(libc::SYS_arch_prctl as usize, ARCH_GET_GS, &mut value as *mut _ as usize) };
-    value
-}
-
 /// Sets the thread's FS base.
 ///
 /// # Safety
@@ -90,12 +81,6 @@ pub unsafe fn set_gs_base(value: u64) {
 pub fn dispatch_on(start: u64, bytes: u64) -> Result<(), Errno> {
     // SAFETY: no selector is given, so the kernel reads no memory; the handler's presence is the caller's care.
     unsafe { prctl(59, 1, start as usize, bytes as usize, 0) }.map(|_| ())
-}
-
-/// prctl(PR_SET_SYSCALL_USER_DISPATCH, OFF).
-pub fn dispatch_off() {
-    // SAFETY: no memory involved.
-    let _ = unsafe { prctl(59, 0, 0, 0, 0) };
 }
 
 /// futex(FUTEX_WAIT) while `*word == value`, on shared or private memory; with a relative time-out in ns (0: none).

@@ -32,14 +32,6 @@ pub struct IntervalTimer {
     pub value: [i64; 2],
 }
 
-/// getitimer(2).
-pub fn interval_timer(which: u32) -> Result<IntervalTimer, Errno> {
-    let mut timer = IntervalTimer::default();
-    // SAFETY: the target is a local.
-    check(unsafe { call2(libc::SYS_getitimer as usize, which as usize, &mut timer as *mut _ as usize) })?;
-    Ok(timer)
-}
-
 /// setitimer(2); what it was set to.
 pub fn set_interval_timer(which: u32, timer: &IntervalTimer) -> Result<IntervalTimer, Errno> {
     let mut old = IntervalTimer::default();
