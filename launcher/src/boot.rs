@@ -1,23 +1,19 @@
 //! The boot file: what each life of a program is told at its start.
 //!
-//! Key type: [`Settings`]. Written by `create` for the first life and by `commands::resume` for later ones, since the
-//! machine, and so its vdso, may be another by then.
+//! Key type: [`Settings`]. Written by `create`, and by the shim when the program executes another image: the machine,
+//! and so its vdso, may be another by then. A resume only reads it.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::mem::{offset_of, size_of};
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::fcntl::{OFlag, renameat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::fcntl::OFlag;
 use zhuque_abi::header::VERSION;
 use zhuque_abi::layout::BOOT_FILE;
 use zhuque_abi::life::{BOOT_MAGIC, Boot, Vdso, boot_flag};
 
 use crate::control::{u32_at, u64_at};
-use crate::create::new_file;
 use crate::region::Region;
 use crate::store::Medium;
 use crate::vdso;
@@ -101,20 +97,6 @@ impl Settings {
             Ok(Ok(_)) => Settings::decode(&bytes).unwrap_or_default(),
             _ => Settings::default(),
         }
-    }
-
-    /// Replaces a region's boot file by one for this machine, at once: if power fails now there is one of the two.
-    pub fn renew(&self, region: &Region, medium: Medium) -> anyhow::Result<()> {
-        let bytes = self.encode(medium)?;
-        let directory = region.directory();
-        let temporary = format!("{BOOT_FILE}.new");
-        // Left by a resume that was killed; ours alone, since we hold the lock.
-        let _ = unlinkat(directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
-        let mut file: File = new_file(directory.as_fd(), &temporary)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        renameat(directory, temporary.as_str(), directory, BOOT_FILE)?;
-        Ok(())
     }
 }
 

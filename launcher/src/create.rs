@@ -136,7 +136,7 @@ fn fill(store: &Store, name: &str, setup: &Setup<'_>, directory: &OwnedFd) -> an
 }
 
 /// A new file, for the user alone.
-pub fn new_file(directory: impl AsFd, name: &str) -> nix::Result<File> {
+fn new_file(directory: impl AsFd, name: &str) -> nix::Result<File> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map(File::from)
 }

@@ -46,7 +46,6 @@ fn start(region: &Region, flags: &Resume, medium: Medium, ready: Option<Ready>) 
     child::take_children()?;
     supervise::adopt_orphans();
     let settings = Settings::read(region);
-    settings.renew(region, medium)?;
     let resumed = resume::start(&Request {
         name: region.name(),
         path: region.path(),

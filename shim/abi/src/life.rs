@@ -42,7 +42,8 @@ pub mod boot_flag {
     pub const DAX: u32 = 4;
 }
 
-/// What the launcher tells the shim at start, as the region's `boot` file.
+/// What a new image of the program is told, as the region's `boot` file: by the launcher at the start, by the shim of
+/// the image before it at an exec.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Boot {

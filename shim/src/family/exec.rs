@@ -7,9 +7,9 @@
 use crate::control::{self, Lock};
 use crate::gate::{Result64, again, error, raw};
 use core::sync::atomic::Ordering;
-use zhuque_abi::header::{PATH_BYTES, Phase, phase_word};
+use zhuque_abi::header::{PATH_BYTES, Phase, VERSION, phase_word};
 use zhuque_abi::layout::{BOOT_FILE, CONTROL_FILE, ENV_REGION, SHIM_FILE};
-use zhuque_abi::life::Boot;
+use zhuque_abi::life::{BOOT_MAGIC, Boot, Vdso};
 use zhuque_abi::slot::Slot;
 use zhuque_sys::signal::bit;
 use zhuque_sys::{Errno, fs, process, signal, user};
@@ -40,7 +40,7 @@ fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
     let environment = build_environment(environment)?;
     let life = control::life();
     let generation = life.generation;
-    note_mask(slot.extra_mask & POWER != 0, mask)?;
+    tell_new_image(slot.extra_mask & POWER != 0, mask)?;
     let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, 0);
     control::phase().store(phase_word(generation, Phase::Starting), Ordering::Release);
     let result = raw(libc::SYS_execveat, [directory, path, arguments, environment, flags, 0]);
@@ -87,16 +87,27 @@ fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno
     })
 }
 
-/// Tells the new image, in the boot file, the program's mask, and whether it has SIGPWR blocked itself.
-fn note_mask(blocked: bool, mask: u64) -> Result<(), Errno> {
+/// Tells the new image, in the boot file, what holds in this life (the machine, so its vdso, may be another than at
+/// the start), the program's mask, and whether it has SIGPWR blocked itself.
+fn tell_new_image(blocked: bool, mask: u64) -> Result<(), Errno> {
     let mut path = fs::Path::new();
     path.push(BOOT_FILE.as_bytes());
-    let file = fs::open_at(control::life().descriptors.directory, &path, libc::O_WRONLY | libc::O_CLOEXEC, 0)?;
-    let mut words = [0u8; 24];
-    for (place, word) in words.chunks_exact_mut(8).zip([u64::from(blocked), 1, mask]) {
-        place.copy_from_slice(&word.to_le_bytes());
-    }
-    let done = fs::write_at(file, &words, core::mem::offset_of!(Boot, power_blocked) as u64);
+    let life = control::life();
+    let boot = Boot {
+        magic: BOOT_MAGIC,
+        version: VERSION,
+        flags: life.flags,
+        // The kernel chooses another place for it.
+        vdso: Vdso { base: 0, ..life.vdso },
+        hold_up_ns: life.hold_up_ns,
+        power_blocked: u64::from(blocked),
+        executed: 1,
+        exec_mask: mask,
+    };
+    // SAFETY: plain integers without gaps (const assertions of `abi`).
+    let bytes = unsafe { core::slice::from_raw_parts((&raw const boot).cast::<u8>(), size_of::<Boot>()) };
+    let file = fs::open_at(life.descriptors.directory, &path, libc::O_WRONLY | libc::O_CLOEXEC, 0)?;
+    let done = fs::write_at(file, bytes, 0);
     fs::close(file)?;
     done.map(|_| ())
 }
