@@ -32,9 +32,10 @@ def worker():
         comm.write("worker")
     named.set()
     while not done.is_set():
+        # Mostly open: a file of a thread is still that thread's after a failure.
         with open("/proc/thread-self/comm") as comm:
+            time.sleep(0.02)
             names.add(comm.read())
-        time.sleep(0.02)
 
 
 names = set()

@@ -115,8 +115,31 @@ fn descriptor_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
             error(libc::EBADF)
         }
         libc::SYS_close_range => close_range(a, own),
+        libc::SYS_socket => socket(a),
         _ => wait_call(slot, number, a),
     }
+}
+
+/// socket(2): what a resume could not make again is refused here, not found out there.
+fn socket(a: [u64; 6]) -> Result64 {
+    let [family, kind, protocol, ..] = a.map(|value| value as i32);
+    let kind = kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+    let known = match family {
+        libc::AF_UNIX | libc::AF_NETLINK => true,
+        libc::AF_INET | libc::AF_INET6 => match kind {
+            libc::SOCK_STREAM => matches!(protocol, 0 | libc::IPPROTO_TCP | libc::IPPROTO_MPTCP),
+            libc::SOCK_DGRAM | libc::SOCK_RAW => true,
+            _ => false,
+        },
+        _ => false,
+    };
+    if known {
+        return raw(libc::SYS_socket, a);
+    }
+    let mut name = Text::of(b"socket of family ");
+    name.number(u64::from(family as u32)).push(b", type ").number(u64::from(kind as u32));
+    say_refused(libc::SYS_socket as u64, name.as_bytes(), b"it cannot be made again after a failure");
+    error(libc::EAFNOSUPPORT)
 }
 
 /// close_range(2) around the region's own descriptors.

@@ -43,8 +43,8 @@ fn next_pending() -> Option<SigInfo> {
     Some(info)
 }
 
-/// Writes down the process' attributes.
-pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure> {
+/// Writes down the process' attributes. `descriptors`: the limit of their number, which the save has raised.
+pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]) -> Result<(), Failure> {
     let (exe_room, rest) = scratch.split_at_mut(8192);
     let (cwd_room, rest) = rest.split_at_mut(8192);
     let failed = |what: &'static [u8]| move |error| Failure::new(what).errno(error);
@@ -84,7 +84,10 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
         oom_score_adj: 0,
     }))?;
     for resource in 0..LIMITS {
-        if let Ok([soft, hard]) = process::limit(resource, None) {
+        if resource == libc::RLIMIT_NOFILE {
+            let [soft, hard] = descriptors;
+            journal.put(&Record::Limit { resource, soft, hard })?;
+        } else if let Ok([soft, hard]) = process::limit(resource, None) {
             journal.put(&Record::Limit { resource, soft, hard })?;
         }
     }
@@ -285,6 +288,10 @@ pub fn revive(process_record: &Process<'_>) -> Result<(), Failure> {
 
 /// Sets a resource limit again; the one for descriptors comes last, after they are all there.
 pub fn revive_limit(resource: u32, soft: u64, hard: u64) {
+    if resource == libc::RLIMIT_NOFILE {
+        let _ = crate::family::limits::set(soft, hard);
+        return;
+    }
     let _ = process::limit(resource, Some([soft, hard]));
 }
 

@@ -137,6 +137,7 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             let _ = process::futex_wait(&control::life().waiting, waiting, 10_000_000);
         }
     }
+    family::revive_thread_files(journal(), &family::ids::real_thread);
     for record in Records::new(journal()).flatten() {
         match record {
             Record::Limit { resource, soft, hard } => process_state::revive_limit(resource, soft, hard),

@@ -8,16 +8,20 @@
 use crate::context::Context;
 use crate::control;
 use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
+use crate::family::limits::{self, ENOUGH};
 use crate::family::{self, clocks, signals};
 use crate::process_state;
 use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, Phase, Reason, phase_word};
 use zhuque_abi::journal::Record;
-use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET};
+use zhuque_abi::layout::{
+    CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET, SLICE_BYTES,
+};
 use zhuque_abi::life::{Life, boot_flag, parked, stop};
 use zhuque_abi::slot::{Retry, Slot, saved_frame, state};
-use zhuque_sys::{fs, process, signal, time};
+use zhuque_model::maptree::MapTree;
+use zhuque_sys::{fs, mm, process, signal, time};
 
 /// Status of a program that was saved (EX_TEMPFAIL).
 pub const STATUS: i32 = 75;
@@ -151,16 +155,20 @@ extern "C" fn lead(_slot: u64) {
     // SAFETY: the memory between the families' scratch and this stack is nobody's.
     let _ = unsafe { signal::set_alternate_stack(scratch + bytes / 2, SIGNAL_STACK_BYTES, 0) };
     signal::set_mask(!FAULTS);
+    let descriptors = make_room(life);
     let deadline = life.announced_ns.load(Ordering::Acquire) + life.hold_up_ns.max(1_000_000);
     if !gather(life, deadline) {
         unsaved(Reason::Timeout, b"not every thread could be stopped in time");
+    }
+    if descriptors.scarce {
+        close_empty_slices(life);
     }
     let stopped = time::now(libc::CLOCK_MONOTONIC) as u64;
     // The clocks stop before what remains of timers is read, and go on before timers are armed again: a timer may then
     // be late by the program's clocks, never early.
     let clocks = clocks::still();
     let mut journal = Journal::open();
-    if let Err(failure) = describe(&mut journal) {
+    if let Err(failure) = describe(&mut journal, descriptors.limit) {
         let reason = if journal.full { Reason::Journal } else { Reason::Unsupported };
         unsaved(reason, failure.message());
     }
@@ -225,6 +233,7 @@ fn end_vfork_children() {
         let Ok(text) = crate::entry::maps::read_whole(path.as_bytes(), &mut buffer) else { continue };
         for word in text.split(|&byte| byte == b' ') {
             if let Some((pid, _)) = crate::entry::maps::number(word, 10) {
+                family::processes::note_killed(pid as u32);
                 let _ = process::kill(pid as i32, libc::SIGKILL as u32);
             }
         }
@@ -306,13 +315,45 @@ pub fn append(record: &Record<'_>) {
     JOURNAL_LOCK.store(0, Ordering::Release);
 }
 
-/// Writes down what only the kernel holds.
-fn describe(journal: &mut Journal) -> Result<(), family::Failure> {
+/// The program's limit of descriptors, and whether the save cannot have more.
+struct Room {
+    limit: [u64; 2],
+    scarce: bool,
+}
+
+/// Descriptors for the save's own use, also where the program has taken all that it may have: raises the limit; where
+/// that is not allowed, closes the control file, which stays mapped. That is enough until everything stands still.
+fn make_room(life: &Life) -> Room {
+    let limit = limits::limit().unwrap_or([0; 2]);
+    let [soft, hard] = process::limit(libc::RLIMIT_NOFILE, None).unwrap_or([0; 2]);
+    let raised = soft.saturating_add(ENOUGH).min(hard);
+    let _ = process::limit(libc::RLIMIT_NOFILE, Some([raised, hard]));
+    let scarce = raised - soft.min(raised) < ENOUGH;
+    if scarce {
+        let _ = fs::close(life.descriptors.control);
+    }
+    Room { limit, scarce }
+}
+
+/// Slices in which nothing is mapped have nothing to be written back.
+fn close_empty_slices(life: &Life) {
+    // SAFETY: everything stands still.
+    let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+    for (index, &fd) in (0u64..).zip(&life.descriptors.slices) {
+        if tree.range(index * SLICE_BYTES, (index + 1) * SLICE_BYTES).next().is_none() {
+            let _ = fs::close(fd);
+        }
+    }
+}
+
+/// Writes down what only the kernel holds. `descriptors`: the limit of their number as the program knows it.
+fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::Failure> {
     let life = control::life();
     let (scratch, bytes) = control::scratch();
     // SAFETY: the lower part of the scratch memory; the stack above is far from it.
     let scratch = unsafe { core::slice::from_raw_parts_mut(scratch as *mut u8, bytes as usize / 2) };
-    process_state::describe(journal, scratch)?;
+    family::processes::note_ended();
+    process_state::describe(journal, scratch, descriptors)?;
     // SAFETY: everything stands still.
     let globals = unsafe { &*control::globals() };
     let own = &life.descriptors;
@@ -321,6 +362,7 @@ fn describe(journal: &mut Journal) -> Result<(), family::Failure> {
         scratch,
         pid: life.pid,
         virtual_pid: family::ids::virtual_pid(),
+        virtual_thread: &family::ids::virtual_thread,
         own: own.first..own.end,
         stdio: &globals.stdio,
         region_directory: own.directory,
@@ -356,16 +398,22 @@ fn commit(life: &Life, stopped: u64, clocks: [u64; 3], journal: &Journal) -> ! {
     let word = phase_word(life.generation, Phase::Saved);
     control::phase().store(word, Ordering::Release);
     if life.flags & boot_flag::SYNC_REGION != 0 {
-        let _ = fs::sync_data(life.descriptors.control);
+        sync_control();
     }
     end(STATUS)
 }
 
 /// Writes every file of the region back.
 fn sync_region(life: &Life) {
-    for &fd in life.descriptors.slices.iter().chain([&life.descriptors.control]) {
+    for &fd in &life.descriptors.slices {
         let _ = fs::sync_data(fd);
     }
+    sync_control();
+}
+
+/// Writes the control file back, by its mapping.
+fn sync_control() {
+    let _ = mm::sync(control::base(), CONTROL_BYTES);
 }
 
 /// CRC-32 of the header page with phase and checksum as zero.

@@ -10,9 +10,37 @@ fn children_of_every_kind() {
     check_lives(&Guest::c("fork").arg("150").patience(Duration::from_secs(120)), 4);
 }
 
+/// A child that had ended but had not been waited for when power failed shows its own status, not SIGPWR.
+#[test]
+fn children_that_had_ended() {
+    check_lives(&Guest::c("ended").arg("60"), 4);
+}
+
 #[test]
 fn attributes_of_the_process() {
     check_lives(&Guest::python("attributes.py"), 3);
+}
+
+/// A save needs descriptors of its own, whatever the program's limit is and whoever has set it.
+#[test]
+fn a_program_that_has_taken_all_descriptors() {
+    let guest = Guest::python("full_descriptors.py").arg("900");
+    check_lives(&guest, 3);
+    let limited = Guest::installed("sh").args(["-c", "ulimit -n 64; exec \"$@\"", "sh"]);
+    check_lives(&limited.arg(&guest.program).args(&guest.arguments), 3);
+}
+
+/// A descriptor that no resume could make again is refused when the program asks for it.
+#[test]
+fn sockets_of_unknown_families() {
+    let store = Store::new();
+    let script =
+        "import socket\ntry:\n  socket.socket(40, socket.SOCK_STREAM)\nexcept OSError as e:\n  print(e.strerror)";
+    let is = store.call("run", &["-n", "vsock", "--", "/usr/bin/python3", "-c", script]);
+    let said = &is.stderr;
+    let expected = "Address family not supported by protocol\n";
+    assert_eq!((is.status, String::from_utf8_lossy(&is.stdout).as_ref()), (0, expected), "{said}");
+    assert!(said.contains("socket of family 40, type 1 is refused: "), "{said}");
 }
 
 /// What would run on without zhuque, in silence, is refused by name instead.

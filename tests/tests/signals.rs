@@ -67,6 +67,12 @@ fn a_blocked_recovery_signal_waits() {
     }
 }
 
+/// SIGPWR between the program's own threads is theirs, and tells nobody of a power failure.
+#[test]
+fn threads_that_stop_each_other_with_it() {
+    check_lives(&Guest::c("power").arg("300"), 4);
+}
+
 /// A signal that comes with no handler for SIGPWR, or with SIGPWR ignored, changes nothing: see every other test.
 #[test]
 fn without_a_handler_it_just_goes_on() {

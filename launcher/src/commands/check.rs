@@ -194,7 +194,7 @@ fn probe_findings(findings: &mut Findings, probe: &Probe) {
     }
     let free = render::bytes(probe.free);
     if probe.free < SMALL {
-        let advice = "a program whose memory does not fit is saved and ended (docker: --shm-size)";
+        let advice = "a program that needs more gets SIGBUS, or ENOMEM, when it is full (docker: --shm-size)";
         findings.warn("room", format!("only {free} free; {advice}"));
     } else {
         findings.ok("room", format!("{free} free"));

@@ -17,7 +17,7 @@ use zhuque_abi::header::Globals;
 use zhuque_abi::journal::Record;
 use zhuque_abi::layout::*;
 use zhuque_abi::maps::{Kind, flag};
-use zhuque_abi::slot::{Frame, Saved, Slot, state};
+use zhuque_abi::slot::{Retry, Saved, Slot, state};
 use zhuque_model::maptree::{MapView, Mapping};
 
 use crate::commands::describe::{self, frame};
@@ -231,11 +231,16 @@ struct Thread {
     virtual_tid: u32,
     state: &'static str,
     name: String,
-    /// Call number while the thread is in the gate.
-    call: Option<u64>,
+    /// The call that the save interrupted, by name.
+    call: Option<String>,
     /// Program counter and stack pointer of the saved frame.
     saved: Option<(u64, u64)>,
     fs_base: u64,
+}
+
+/// The name of a system call, or its number.
+fn call_name(number: u64) -> String {
+    zhuque_model::calls::lookup(number).map_or_else(|| number.to_string(), |call| call.name.to_string())
 }
 
 /// `inspect NAME threads`
@@ -257,7 +262,7 @@ fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)
             thread.virtual_tid.to_string(),
             thread.state.into(),
             if thread.name.is_empty() { "-".into() } else { thread.name.clone() },
-            thread.call.map_or_else(|| "-".into(), |call| call.to_string()),
+            thread.call.clone().unwrap_or_else(|| "-".into()),
             place.clone().unwrap_or_else(|| "-".into()),
         ]);
         values.push(json!({
@@ -284,7 +289,8 @@ fn thread(region: &Region, summary: &Summary, all: &[Mapping], index: usize, byt
         0 => None,
         _ => register(frame::RIP).zip(register(frame::RSP)),
     };
-    let in_gate = u32_at(bytes, offset_of!(Slot, in_gate)) != 0;
+    let retry = saved + offset_of!(Saved, retry);
+    let interrupted = u64_at(bytes, retry + offset_of!(Retry, valid)) != 0;
     let name = saved + offset_of!(Saved, name);
     Thread {
         index,
@@ -297,7 +303,7 @@ fn thread(region: &Region, summary: &Summary, all: &[Mapping], index: usize, byt
             _ => "damaged",
         },
         name: text(bytes.get(name..name + 16).unwrap_or_default()),
-        call: in_gate.then(|| u64_at(bytes, offset_of!(Slot, frame) + offset_of!(Frame, number))),
+        call: interrupted.then(|| call_name(u64_at(bytes, retry + offset_of!(Retry, number)))),
         saved: frame,
         fs_base: u64_at(bytes, saved + offset_of!(Saved, fs_base)),
     }

@@ -158,8 +158,16 @@ pub struct Action {
 pub struct Child {
     /// Process id as the program knows it; 0: entry unused.
     pub pid: u32,
-    /// 1: lost in a failure; a wait reports it as ended by SIGPWR.
-    pub lost: u32,
+    /// What a wait finds if it does not ask the kernel: see [`child`].
+    pub ended: u32,
+}
+
+/// Values of [`Child::ended`].
+pub mod child {
+    /// The kernel knows.
+    pub const NO: u32 = 0;
+    /// Set beside a wait status (as of wait4): it had ended when the program was saved, or the failure has ended it.
+    pub const STATUS: u32 = 1 << 31;
 }
 
 /// Number of [`Child`] entries.
@@ -202,6 +210,8 @@ pub struct Globals {
     pub vdso_entries: [u64; 6],
     /// Generation of a recovery signal that is still to be taken, since the program has SIGPWR blocked; 0: none.
     pub recovery: AtomicU64,
+    /// The hard limit of descriptors that the program knows, plus one, where the kernel's is another; else 0.
+    pub descriptors_hard: AtomicU64,
     /// Processors that the program was started on (sched_getaffinity), the first 1,024.
     pub affinity: [u8; 128],
     /// Slots ever used: indices 0..slots.

@@ -159,8 +159,8 @@ pub struct Slot {
     pub gate_stack: u64,
     /// See [`pending`].
     pub pending: AtomicU32,
-    /// 1 between the gate's entry and its exit, outside the pass path.
-    pub in_gate: u32,
+    /// 1: the program has sent SIGPWR to this thread itself, as `own_power_info` says, and it has not taken it yet.
+    pub own_power: AtomicU32,
     /// 1: a vfork child runs on this slot.
     pub borrowed: u32,
     /// See [`state`].
@@ -231,6 +231,8 @@ pub struct Slot {
     pub fork_done: AtomicU32,
     /// Named padding.
     pub reserved: u32,
+    /// See `own_power`; written under the state lock while that is 0.
+    pub own_power_info: SigInfo,
     /// Scratch for time-outs that the gate passes to the kernel instead of the program's.
     pub scratch: [u64; 64],
 }

@@ -16,7 +16,7 @@ pub enum Family {
     Processes,
     /// Clocks and everything with a time-out.
     Clocks,
-    /// Descriptors that could be the region's own.
+    /// Descriptors that could be the region's own, or that could not be made again.
     Files,
 }
 
@@ -141,7 +141,7 @@ pub static CALLS: &[Call] = &[
     row(38, "setitimer", Pass, Never),
     row(39, "getpid", Gate(Processes), Never),
     row(40, "sendfile", Pass, Reissue),
-    row(41, "socket", Pass, Never),
+    row(41, "socket", Gate(Files), Never),
     row(42, "connect", Pass, Reissue),
     row(43, "accept", Pass, Reissue),
     row(44, "sendto", Pass, Once),
@@ -197,7 +197,7 @@ pub static CALLS: &[Call] = &[
     row(94, "lchown", Pass, Never),
     row(95, "umask", Pass, Never),
     row(96, "gettimeofday", Pass, Never),
-    row(97, "getrlimit", Pass, Never),
+    row(97, "getrlimit", Gate(Processes), Never),
     row(98, "getrusage", Pass, Never),
     row(99, "sysinfo", Gate(Clocks), Never),
     row(100, "times", Gate(Clocks), Never),
@@ -260,7 +260,7 @@ pub static CALLS: &[Call] = &[
     row(157, "prctl", Gate(Threads), Never),
     row(158, "arch_prctl", Gate(Threads), Never),
     row(159, "adjtimex", Pass, Never),
-    row(160, "setrlimit", Pass, Never),
+    row(160, "setrlimit", Gate(Processes), Never),
     row(161, "chroot", Refuse(1, "a resume could not enter the same namespace or root"), Never),
     row(162, "sync", Pass, Reissue),
     row(163, "acct", Pass, Never),
@@ -453,7 +453,7 @@ pub static CALLS: &[Call] = &[
     row(437, "openat2", Pass, Reissue),
     row(438, "pidfd_getfd", Pass, Never),
     row(439, "faccessat2", Pass, Never),
-    row(440, "process_madvise", Pass, Never),
+    row(440, "process_madvise", Gate(Memory), Never),
     row(441, "epoll_pwait2", Gate(Clocks), Reissue),
     row(442, "mount_setattr", Pass, Never),
     row(443, "quotactl_fd", Pass, Never),

@@ -7,15 +7,15 @@ use super::maps::{self, Entry};
 use super::vdso;
 use crate::control;
 use crate::die;
-use crate::family::memory::{by_slice, map_slices, region, slice_fd};
+use crate::family::memory::{copy_into_region, map_slices, region};
 use crate::family::memory_files::{enter, mtime_ns};
 use crate::text::Text;
 use zhuque_abi::header::FileRecord;
-use zhuque_abi::layout::{CONTROL_BYTES, LIFE_BYTES, LIFE_OFFSET, PAGE, TASK_SIZE, page_down, page_up};
+use zhuque_abi::layout::{CONTROL_BYTES, LIFE_BYTES, LIFE_OFFSET, TASK_SIZE, page_down, page_up};
 use zhuque_abi::life::Vdso;
 use zhuque_abi::maps::{Kind, flag};
 use zhuque_model::maptree::{Attr, MapTree};
-use zhuque_sys::{Errno, fs, mm, process, user};
+use zhuque_sys::{Errno, fs, process};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// The main stack where the limit is "unlimited".
@@ -186,22 +186,7 @@ fn file_entry(entry: &Entry<'_>) -> Result<u32, Errno> {
 /// Copies a mapping's content into the slice and maps the slice in its place.
 fn move_in(entry: &Entry<'_>) -> Result<(), Errno> {
     if entry.dirty || entry.inode != 0 {
-        by_slice(entry.start, entry.end, |slice, offset, address, bytes| {
-            // SAFETY: a window at an address of the kernel's choice; the source may not be readable in places behind
-            // the end of its file, which then stay zero.
-            unsafe {
-                if entry.prot & 1 == 0 {
-                    mm::mprotect(address, bytes, libc::PROT_READ)?;
-                }
-                let window = mm::mmap(0, bytes, READ_WRITE, libc::MAP_SHARED, slice_fd(slice), offset)?;
-                let mut at = 0;
-                while at < bytes {
-                    let _ = user::copy(window + at, address + at, PAGE as usize);
-                    at += PAGE;
-                }
-                mm::munmap(window, bytes)
-            }
-        })?;
+        return copy_into_region(entry.start, entry.end, entry.prot, entry.prot);
     }
     map_slices(entry.start, entry.end, entry.prot, libc::MAP_FIXED)
 }

@@ -79,6 +79,12 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Co
             // A fault of our own code. The signal is the program's death; leave the kernel to it, at the instruction.
             crate::die::fault(signal, context.machine.rip, info[2]);
         }
+        State::Critical if slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 => {
+            // There is room for one, which has all others blocked but those that an instruction causes. Somebody has
+            // sent one of these: the kernel keeps it until the first has been delivered.
+            context.mask |= bit(signal);
+            let _ = zhuque_sys::signal::queue_thread(control::life().pid, process::tid(), signal, info);
+        }
         State::Critical => {
             slot.deferred.mask = context.mask;
             slot.deferred.signal = signal;
@@ -136,10 +142,10 @@ fn deliver_waiting(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Con
     let found = if waiting & pending::SIGNAL != 0 {
         context.mask = slot.deferred.mask;
         Some((slot.deferred.signal, slot.deferred.info))
-    } else if retry.is_some() {
-        signals::take_deliverable(context.mask)
     } else {
-        recovery::due(slot).map(|info| (libc::SIGPWR as u32, info))
+        // A call that was interrupted may have been interrupted for a signal that is still pending.
+        let interrupted = if retry.is_some() { signals::take_deliverable(context.mask) } else { None };
+        interrupted.or_else(|| recovery::due(slot).map(|info| (libc::SIGPWR as u32, info)))
     };
     if let Some((signal, info)) = found {
         let program = Program { signal, info, retry: retry.take(), mask: context.mask };

@@ -224,11 +224,14 @@ fn check_and_clear(own: &RegionDescriptors) -> Result<(), Errno> {
             let start = GLOBALS_OFFSET;
             // SAFETY: nobody else runs. Children and what stdio was belong to the process, not to the image.
             let (children, stdio) = unsafe { ((*control::globals()).children, (*control::globals()).stdio) };
+            // SAFETY: as above.
+            let hard = unsafe { (*control::globals()).descriptors_hard.load(Ordering::Relaxed) };
             fs::punch_hole(own.control, start, CONTROL_BYTES - start)?;
             // SAFETY: as above.
             unsafe {
                 (*control::globals()).children = children;
                 (*control::globals()).stdio = stdio;
+                (*control::globals()).descriptors_hard.store(hard, Ordering::Relaxed);
             }
             for &slice in &own.slices {
                 fs::punch_hole(slice, 0, SLICE_BYTES)?;

@@ -328,11 +328,11 @@ pub fn rt_sigtimedwait(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
     let wanted: u64 = unsafe { user::read(a[0]) }?;
     let power = libc::SIGPWR as u32;
     if wanted & zhuque_sys::signal::bit(power) != 0
-        && let Some(generation) = super::recovery::take()
+        && let Some(info) = super::recovery::take(slot)
     {
         if a[1] != 0 {
             // SAFETY: the program's memory.
-            unsafe { user::write(a[1], &super::recovery::info(generation)) }?;
+            unsafe { user::write(a[1], &info) }?;
         }
         return Ok(u64::from(power));
     }

@@ -140,6 +140,7 @@ fn leave_region(slot: &mut Slot) {
             let _ = unsafe { set_action(n, &kernel) };
         }
     }
+    super::limits::leave();
     let pid = process::pid();
     // SAFETY: the program's own alternate stack, robust list and thread id address, as it set them; the control
     // mapping and the life area are this process' own.

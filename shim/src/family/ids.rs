@@ -7,7 +7,8 @@
 use crate::control;
 use crate::gate::{Result64, error, raw};
 use core::sync::atomic::Ordering;
-use zhuque_abi::slot::{Slot, state};
+use zhuque_abi::slot::{SigInfo, Slot, state};
+use zhuque_sys::{Errno, process, user};
 
 /// The process id as the program knows it.
 pub fn virtual_pid() -> u32 {
@@ -58,6 +59,13 @@ pub fn real_thread(wanted: u32) -> Option<u32> {
             (live != state::FREE && tid == wanted).then(|| control::life_thread(index).tid.load(Ordering::Relaxed))
         })
         .filter(|&tid| tid != 0)
+}
+
+/// The id by which the program knows the thread that has the kernel's id `tid`.
+pub fn virtual_thread(tid: u32) -> Option<u32> {
+    let index = (0..control::slots()).find(|&i| control::life_thread(i).tid.load(Ordering::Relaxed) == tid)?;
+    // SAFETY: an atomic field of the control mapping.
+    Some(unsafe { (*control::slot(index)).virtual_tid.load(Ordering::Relaxed) }).filter(|&known| known != 0)
 }
 
 /// The program's id for a process id of the kernel's: its own, if that is meant.
@@ -113,6 +121,43 @@ pub fn send_signal(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
         }
         _ => {}
     }
-    let _ = slot;
+    if let Some((index, info)) = own_power(slot, number, a)? {
+        super::recovery::send(index, info);
+        // The kernel's SIGPWR of a thread to another of the same process tells it to look.
+        let tid = control::life_thread(index).tid.load(Ordering::Relaxed);
+        return raw(libc::SYS_tgkill, [u64::from(control::life().pid), u64::from(tid), SIGPWR, 0, 0, 0]);
+    }
     raw(number, a)
+}
+
+const SIGPWR: u64 = libc::SIGPWR as u64;
+/// si_code of tgkill.
+const SI_TKILL: u32 = -6i32 as u32;
+
+/// The slot of the thread that a SIGPWR of the program's own is meant for, with its siginfo, if the call names a thread. A SIGPWR for the
+/// process announces a power failure, whoever sends it.
+fn own_power(slot: &Slot, number: i64, a: [u64; 6]) -> Result<Option<(usize, SigInfo)>, Errno> {
+    let (tid, signal) = match number {
+        libc::SYS_tkill => (a[0] as u32, a[1]),
+        libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo if a[0] as u32 == control::life().pid => (a[1] as u32, a[2]),
+        _ => return Ok(None),
+    };
+    if signal as u32 != SIGPWR as u32 || slot.borrowed != 0 {
+        return Ok(None);
+    }
+    let ours = |&index: &usize| control::life_thread(index).tid.load(Ordering::Relaxed) == tid && tid != 0;
+    let Some(index) = (0..control::slots()).find(ours) else { return Ok(None) };
+    let mut info: SigInfo = [0; 16];
+    if number == libc::SYS_rt_tgsigqueueinfo {
+        // SAFETY: a siginfo.
+        info = unsafe { user::read(a[3]) }?;
+        info[0] = SIGPWR;
+    } else {
+        // SAFETY: no memory involved.
+        let user = unsafe { process::other(libc::SYS_getuid, [0; 6]) }.unwrap_or(0) as u64;
+        info[0] = SIGPWR;
+        info[1] = u64::from(SI_TKILL);
+        info[2] = u64::from(control::life().pid) | user << 32;
+    }
+    Ok(Some((index, info)))
 }

@@ -59,6 +59,7 @@ pub fn serve(number: i64, a: [u64; 6]) -> Result64 {
         libc::SYS_brk => Ok(brk(&mut memory, a[0])),
         libc::SYS_mremap => memory_move::mremap(&mut memory, a),
         libc::SYS_madvise => madvise(&mut memory, a[0], a[1], a[2] as i32),
+        libc::SYS_process_madvise => process_madvise(a),
         libc::SYS_remap_file_pages => error(libc::ENOSYS),
         _ => raw(number, a),
     }
@@ -268,7 +269,7 @@ fn protect_run(memory: &mut Memory, run: Mapping, prot: u64) -> Result<(), Errno
             attr = region(prot, run.attr.flags);
         }
         Kind::FilePrivate if prot & PROT_WRITE != 0 => {
-            copy_into_region(run, prot)?;
+            copy_into_region(run.start, run.end, run.attr.prot.into(), prot)?;
             attr.kind = Kind::Region;
             attr.flags = attr.flags & !flag::PATCHED | flag::FROM_FILE;
         }
@@ -279,13 +280,16 @@ fn protect_run(memory: &mut Memory, run: Mapping, prot: u64) -> Result<(), Errno
     memory.tree.set(run.start, run.end, attr).map_err(full)
 }
 
-/// Replaces a private file mapping by region memory with the same content.
-pub fn copy_into_region(run: Mapping, prot: u64) -> Result<(), Errno> {
-    if run.attr.prot & 1 == 0 {
+/// Replaces a mapping of something else, protected as `now`, by region memory with the same content. ENOMEM, and nothing
+/// has changed, if the store has no room for it.
+pub fn copy_into_region(start: u64, end: u64, now: u64, prot: u64) -> Result<(), Errno> {
+    if now & 1 == 0 {
         // SAFETY: the program's own mapping; it is replaced below.
-        unsafe { mm::mprotect(run.start, run.end - run.start, libc::PROT_READ) }?;
+        unsafe { mm::mprotect(start, end - start, libc::PROT_READ) }?;
     }
-    by_slice(run.start, run.end, |slice, offset, address, bytes| {
+    by_slice(start, end, |slice, offset, address, bytes| {
+        // What has been allocated cannot fail to be written: below, only the source can fault.
+        fs::allocate(slice_fd(slice), offset, bytes).map_err(|_| Errno(libc::ENOMEM))?;
         // SAFETY: a fresh mapping at an address that the kernel chooses, and away with it. The source may end before
         // its pages do (a file shorter than its mapping): copy page by page, leaving zeroes where it faults.
         unsafe {
@@ -298,8 +302,14 @@ pub fn copy_into_region(run: Mapping, prot: u64) -> Result<(), Errno> {
             }
             mm::munmap(window, bytes)
         }
+    })
+    .inspect_err(|_| {
+        // Nothing of what was copied may show where the addresses become region memory later.
+        let _ = by_slice(start, end, |slice, offset, _, bytes| fs::punch_hole(slice_fd(slice), offset, bytes));
+        // SAFETY: as above.
+        let _ = unsafe { mm::mprotect(start, end - start, now as i32) };
     })?;
-    map_slices(run.start, run.end, prot, libc::MAP_FIXED)
+    map_slices(start, end, prot, libc::MAP_FIXED)
 }
 
 /// madvise(2).
@@ -310,7 +320,9 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
     }
     not_ours(memory, start, end)?;
     match advice {
-        libc::MADV_DONTNEED | libc::MADV_FREE => return discard(memory, start, end),
+        libc::MADV_DONTNEED | libc::MADV_FREE | MADV_DONTNEED_LOCKED => return discard(memory, start, end),
+        // The kernel's would take the content of private memory, which is what others see as a file.
+        libc::MADV_REMOVE if any_private(memory, start, end) => return error(libc::EINVAL),
         libc::MADV_DONTFORK => return mark(memory, start, end, flag::DONTFORK, true),
         libc::MADV_DOFORK => return mark(memory, start, end, flag::DONTFORK, false),
         MADV_WIPEONFORK => return mark(memory, start, end, flag::WIPEONFORK, true),
@@ -327,8 +339,25 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
     }
 }
 
+/// Whether region memory that the program believes to be private lies in the range.
+fn any_private(memory: &Memory, start: u64, end: u64) -> bool {
+    let private = |run: &Mapping| run.attr.kind == Kind::Region && run.attr.flags & flag::SHARED == 0;
+    memory.tree.range(start, end).any(|run| private(&run))
+}
+
+/// process_madvise(2). Advice that discards is refused, as by kernels before 6.13: its ranges would have to be served one
+/// by one, also where the target is this process by another name.
+fn process_madvise(a: [u64; 6]) -> Result64 {
+    match a[3] as i32 {
+        libc::MADV_COLD | libc::MADV_PAGEOUT | libc::MADV_WILLNEED | MADV_COLLAPSE => raw(libc::SYS_process_madvise, a),
+        _ => error(libc::EINVAL),
+    }
+}
+
 const MADV_WIPEONFORK: i32 = 18;
 const MADV_KEEPONFORK: i32 = 19;
+const MADV_DONTNEED_LOCKED: i32 = 24;
+const MADV_COLLAPSE: i32 = 25;
 
 /// MADV_DONTNEED: region memory reads zero afterwards; mappings of files go back to the file's content.
 fn discard(memory: &mut Memory, start: u64, end: u64) -> Result64 {

@@ -139,7 +139,8 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
     }
     let file = file_of(request.fd, &stat)?;
     let end = place + request.bytes;
-    if fixed == libc::MAP_FIXED {
+    if fixed == libc::MAP_FIXED && memory.tree.range(place, end).any(|run| run.attr.kind == Kind::Region) {
+        try_file(request)?;
         punch(memory, place, end)?;
     }
     let kept = (request.flags & !(MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)) as i32 | fixed;
@@ -163,6 +164,17 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
         }
     }
     Ok(attr)
+}
+
+/// Whether the kernel will map the file so: what lies at a fixed address must not be discarded for a mapping that is
+/// refused then.
+fn try_file(request: &Request) -> Result<(), Errno> {
+    let flags = request.flags & !(MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT | MAP_KEPT);
+    // SAFETY: a mapping at an address that the kernel chooses, and away with it.
+    unsafe {
+        let at = mm::mmap(0, request.bytes, request.prot as i32, flags as i32, request.fd, request.offset)?;
+        mm::munmap(at, request.bytes)
+    }
 }
 
 /// Fills fresh region memory from a file, as far as the file goes.

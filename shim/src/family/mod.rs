@@ -9,6 +9,7 @@ pub mod exec;
 pub mod exec_check;
 pub mod fork_child;
 pub mod ids;
+pub mod limits;
 pub mod mapped_files;
 pub mod memory;
 pub mod memory_files;
@@ -19,4 +20,4 @@ pub mod recovery;
 pub mod signals;
 pub mod threads;
 
-pub use descriptors::{Capture, Failure, Revival, capture, revive, stdio_identity};
+pub use descriptors::{Capture, Failure, Revival, capture, revive, revive_thread_files, stdio_identity};

@@ -5,13 +5,13 @@
 //! something or ends. An exec of the program itself starts a new image in the same region (`exec`).
 #![allow(unsafe_code)]
 
-use super::{exec, fork_child, ids};
+use super::{exec, fork_child, ids, limits};
 use crate::control::{self, Lock};
 use crate::entry::asm::zhuque_clone;
 use crate::gate::{Result64, again, error, raw, wait_call};
 use crate::save;
-use core::sync::atomic::Ordering;
-use zhuque_abi::header::{Child, MAX_CHILDREN};
+use core::sync::atomic::{AtomicU32, Ordering};
+use zhuque_abi::header::{Child, MAX_CHILDREN, child};
 use zhuque_abi::slot::{Slot, VforkReturn};
 use zhuque_sys::{process, signal, user};
 
@@ -27,9 +27,18 @@ pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
         libc::SYS_wait4 | libc::SYS_waitid if slot.borrowed == 0 => wait(slot, number, a),
         libc::SYS_execve if slot.borrowed == 0 => exec::execve(slot, [libc::AT_FDCWD as u64, a[0], a[1], a[2], 0]),
         libc::SYS_execveat if slot.borrowed == 0 => exec::execve(slot, [a[0], a[1], a[2], a[3], a[4]]),
-        _ if control::life().generation == 0 || slot.borrowed > 0 => wait_call(slot, number, a),
-        _ => with_ids(slot, number, a),
+        libc::SYS_getrlimit | libc::SYS_setrlimit | libc::SYS_prlimit64 if slot.borrowed == 0 => {
+            limits::serve(number, a).unwrap_or_else(|| others(slot, number, a))
+        }
+        _ => others(slot, number, a),
     }
+}
+
+fn others(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
+    if control::life().generation == 0 || slot.borrowed > 0 {
+        return wait_call(slot, number, a);
+    }
+    with_ids(slot, number, a)
 }
 
 /// Calls that name processes, in a life in which the program's own ids are not the kernel's.
@@ -43,7 +52,7 @@ fn with_ids(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
             a[0] = translate(a[0]);
             a[1] = translate(a[1]);
         }
-        libc::SYS_getpgrp | libc::SYS_setsid => {}
+        libc::SYS_getpgrp | libc::SYS_setsid | libc::SYS_getrlimit | libc::SYS_setrlimit => {}
         _ => a[0] = translate(a[0]),
     }
     let result = wait_call(slot, number, a)?;
@@ -69,8 +78,47 @@ pub fn add_child(pid: u32) {
 
 /// As [`add_child`], with the state lock held already.
 fn note_child(pid: u32) {
-    if let Some(entry) = children().iter_mut().find(|entry| entry.pid == 0) {
-        *entry = Child { pid, lost: 0 };
+    let free = |entry: &Child| entry.pid == 0 || entry.pid == pid;
+    if !children().iter().any(free) {
+        forget_reaped();
+    }
+    if let Some(entry) = children().iter_mut().find(|entry| free(entry)) {
+        *entry = Child { pid, ended: child::NO };
+    }
+}
+
+/// Forgets children that were waited for in ways that do not pass here: by pidfd, or by the kernel since the program
+/// ignores SIGCHLD. The caller holds the state lock, or everything stands still.
+fn forget_reaped() {
+    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
+        if process::ended(entry.pid).is_err() {
+            *entry = Child::default();
+        }
+    }
+}
+
+/// Children that a save had to end since a thread was suspended for them. Few are: each is a vfork that a failure meets.
+static KILLED: [AtomicU32; 64] = [const { AtomicU32::new(0) }; 64];
+
+/// At a save: a child is about to be ended, which is the failure's doing.
+pub fn note_killed(pid: u32) {
+    let known = KILLED.iter().any(|entry| entry.load(Ordering::Relaxed) == pid);
+    if let Some(entry) = KILLED.iter().find(|entry| !known && entry.load(Ordering::Relaxed) == 0) {
+        entry.store(pid, Ordering::Relaxed);
+    }
+}
+
+fn was_killed(pid: u32) -> bool {
+    KILLED.iter().any(|entry| entry.load(Ordering::Relaxed) == pid)
+}
+
+/// At a save, while everything stands still: notes how those children have ended that have not been waited for.
+pub fn note_ended() {
+    forget_reaped();
+    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
+        if let Some(status) = process::ended(entry.pid).ok().flatten().filter(|_| !was_killed(entry.pid)) {
+            entry.ended = child::STATUS | status;
+        }
     }
 }
 
@@ -78,7 +126,7 @@ fn note_child(pid: u32) {
 pub fn is_lost(pid: i32) -> bool {
     pid > 0 && control::life().generation != 0 && {
         let _lock = Lock::state();
-        children().iter().any(|entry| entry.pid == pid as u32 && entry.lost != 0)
+        children().iter().any(|entry| entry.pid == pid as u32 && entry.ended != child::NO)
     }
 }
 
@@ -126,17 +174,8 @@ fn wait_for_copy(slot: &Slot, pid: u32) {
         if slot.fork_done.load(Ordering::Acquire) == 0 && process::kill(pid as i32, 0).is_err() {
             break;
         }
-        // A child that was killed while copying is a zombie: look without reaping.
-        let mut info = [0u64; 16];
-        let flags = (libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) as usize;
-        // SAFETY: the target is a local siginfo.
-        let _ = unsafe {
-            process::other(
-                libc::SYS_waitid,
-                [libc::P_PID as usize, pid as usize, info.as_mut_ptr() as usize, flags, 0, 0],
-            )
-        };
-        if info[0] != 0 {
+        // A child that was killed while copying is a zombie.
+        if !matches!(process::ended(pid), Ok(None)) {
             break;
         }
     }
@@ -179,16 +218,17 @@ pub fn vfork_done(slot: &mut Slot) -> Result64 {
     Ok(result as u64)
 }
 
-/// A lost child that a wait for `pid` (wait4's meaning) would report. Children of other groups are not told apart.
-fn take_lost(pid: i32, keep: bool) -> Option<u32> {
+/// A child of an earlier life that a wait for `pid` (wait4's meaning) would report, and its wait status. Children of other
+/// groups are not told apart.
+fn take_ended(pid: i32, keep: bool) -> Option<(u32, i32)> {
     if control::life().generation == 0 {
         return None;
     }
     let _lock = Lock::state();
     let entry = children()
         .iter_mut()
-        .find(|entry| entry.lost != 0 && entry.pid != 0 && (pid <= 0 || entry.pid == pid as u32))?;
-    let found = entry.pid;
+        .find(|entry| entry.ended != child::NO && entry.pid != 0 && (pid <= 0 || entry.pid == pid as u32))?;
+    let found = (entry.pid, (entry.ended & !child::STATUS) as i32);
     if !keep {
         *entry = Child::default();
     }
@@ -208,10 +248,10 @@ fn wait(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
     if number == libc::SYS_waitid {
         return waitid(slot, a);
     }
-    if let Some(pid) = take_lost(a[0] as i32, false) {
+    if let Some((pid, status)) = take_ended(a[0] as i32, false) {
         if a[1] != 0 {
             // SAFETY: the program's memory.
-            unsafe { user::write(a[1], &libc::SIGPWR) }?;
+            unsafe { user::write(a[1], &status) }?;
         }
         return Ok(u64::from(pid));
     }
@@ -248,12 +288,16 @@ fn waitid(slot: &mut Slot, a: [u64; 6]) -> Result64 {
         _ => return wait_call(slot, libc::SYS_waitid, a),
     };
     if options as i32 & libc::WEXITED != 0
-        && let Some(pid) = take_lost(named, keep)
+        && let Some((pid, status)) = take_ended(named, keep)
     {
         if info != 0 {
             let signal = u64::from(libc::SIGCHLD as u32);
-            let code = libc::CLD_KILLED as u64;
-            let record = [signal, code, u64::from(pid), u64::from(libc::SIGPWR as u32), 0, 0];
+            let (code, value) = match status & 0x7f {
+                0 => (libc::CLD_EXITED, status >> 8),
+                signal if status & 0x80 != 0 => (libc::CLD_DUMPED, signal),
+                signal => (libc::CLD_KILLED, signal),
+            };
+            let record = [signal, code as u64, u64::from(pid), value as u64, 0, 0];
             // SAFETY: the program's memory; signo, errno, code, pid, uid, status as the kernel lays them out.
             unsafe { user::write(info, &record) }?;
         }
@@ -276,7 +320,7 @@ fn waitid(slot: &mut Slot, a: [u64; 6]) -> Result64 {
 /// Whether the program has started children that it has not waited for.
 pub fn any_children() -> bool {
     let _lock = Lock::state();
-    children().iter().any(|entry| entry.pid != 0 && entry.lost == 0)
+    children().iter().any(|entry| entry.pid != 0 && entry.ended == child::NO)
 }
 
 /// At the program's end: a child in a session of its own is a daemon that goes on, without persistence. Says so.
@@ -286,7 +330,7 @@ pub fn report_daemons() {
         unsafe { process::other(libc::SYS_getsid, [pid as usize, 0, 0, 0, 0, 0]) }
     };
     let Ok(own) = session(0) else { return };
-    for entry in children().iter().filter(|entry| entry.pid != 0 && entry.lost == 0) {
+    for entry in children().iter().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
         if session(entry.pid).is_ok_and(|theirs| theirs != own) {
             let mut text = crate::text::Text::of(b"the program ends; its child ");
             text.number(u64::from(entry.pid)).push(b" goes on in the background, without persistence: ");
@@ -295,11 +339,17 @@ pub fn report_daemons() {
     }
 }
 
-/// At a resume: every child of the program is gone. Post-commit.
+/// At a resume: every child of the program is gone; those that had not ended have been ended by the failure. Post-commit.
+/// How many those are. Nobody hears of them if the program does not want to wait for children.
 pub fn lose_children() -> u32 {
+    let action = super::signals::action(libc::SIGCHLD as u32);
+    if action.handler == libc::SIG_IGN as u64 || action.flags & libc::SA_NOCLDWAIT as u64 != 0 {
+        children().fill(Child::default());
+        return 0;
+    }
     let mut lost = 0;
-    for entry in children().iter_mut().filter(|entry| entry.pid != 0) {
-        entry.lost = 1;
+    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
+        entry.ended = child::STATUS | libc::SIGPWR as u32;
         lost += 1;
     }
     lost

@@ -1,15 +1,18 @@
-//! The recovery signal: the SIGPWR that the program itself gets, once for each failure, when it runs again.
+//! SIGPWR as the program sees it: the recovery signal, once for each failure when it runs again, and what its threads
+//! send each other (some garbage collectors stop threads with it).
 //!
 //! A program that has SIGPWR blocked at that moment takes it later, as it would any pending signal: when it unblocks
 //! it, waits with another mask, or asks for it with sigwait. SIGPWR is never pending in the kernel, so the region
-//! remembers it (`Globals::recovery`).
+//! remembers it: the recovery signal for the process (`Globals::recovery`), the other for each thread
+//! (`Slot::own_power`).
 #![allow(unsafe_code)]
 
 use super::signals;
-use crate::control;
+use crate::control::{self, Lock};
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
 use core::sync::atomic::Ordering;
 use zhuque_abi::slot::{SigInfo, Slot, pending};
-use zhuque_sys::signal::bit;
+use zhuque_sys::signal::{self, bit};
 
 const SIGPWR: u32 = libc::SIGPWR as u32;
 const SI_QUEUE: i32 = -1;
@@ -20,46 +23,83 @@ pub fn keep(generation: u64) {
     unsafe { (*control::globals()).recovery.store(generation, Ordering::Release) };
 }
 
-/// Takes the one that is remembered; its generation.
-pub fn take() -> Option<u64> {
-    // SAFETY: as above.
-    let generation = unsafe { (*control::globals()).recovery.swap(0, Ordering::AcqRel) };
-    (generation != 0).then_some(generation)
+/// Remembers a SIGPWR that the program sends to the thread in slot `index`. One can be pending; another is dropped, as the
+/// kernel does with signals of this kind. The thread has to be told.
+pub fn send(index: usize, info: SigInfo) {
+    let _lock = Lock::state();
+    let slot = control::slot(index);
+    // SAFETY: the flag is an atomic; while it is 0 nobody reads the siginfo, and the lock keeps others from writing it.
+    unsafe {
+        if (*slot).own_power.load(Ordering::Acquire) == 0 {
+            core::ptr::write_volatile(&raw mut (*slot).own_power_info, info);
+            (*slot).own_power.store(1, Ordering::Release);
+        }
+    }
 }
 
-/// Whether one is remembered.
-pub fn waits() -> bool {
+/// Whether one waits for this thread.
+pub fn waits(slot: &Slot) -> bool {
+    // SAFETY: an atomic field of the control mapping.
+    let recovery = unsafe { (*control::globals()).recovery.load(Ordering::Acquire) };
+    recovery != 0 || slot.own_power.load(Ordering::Acquire) != 0
+}
+
+/// Takes one that waits for this thread: its own first, as the kernel does.
+pub fn take(slot: &Slot) -> Option<SigInfo> {
+    take_own(slot).or_else(take_recovery)
+}
+
+fn take_own(slot: &Slot) -> Option<SigInfo> {
+    if slot.own_power.load(Ordering::Acquire) == 0 {
+        return None;
+    }
+    // SAFETY: nobody writes it while the flag is set.
+    let found = unsafe { core::ptr::read_volatile(&raw const slot.own_power_info) };
+    slot.own_power.store(0, Ordering::Release);
+    Some(found)
+}
+
+fn take_recovery() -> Option<SigInfo> {
     // SAFETY: as above.
-    unsafe { (*control::globals()).recovery.load(Ordering::Acquire) != 0 }
+    let generation = unsafe { (*control::globals()).recovery.swap(0, Ordering::AcqRel) };
+    (generation != 0).then(|| info(generation))
+}
+
+/// Takes one that is to be delivered. The recovery signal is for programs that ask for it: without a handler they just go
+/// on, while a SIGPWR of their own does what it always does.
+fn take_deliverable(slot: &Slot) -> Option<SigInfo> {
+    take_own(slot).or_else(|| take_recovery().filter(|_| signals::action(SIGPWR).handler > 1))
 }
 
 /// The program has changed its mask: if SIGPWR is remembered and no longer blocked, it comes at the gate's exit, with
 /// `mask` as the kernel's mask to return to. True if it will.
 pub fn unblocked(slot: &mut Slot, mask: u64) -> bool {
+    if slot.extra_mask & bit(SIGPWR) != 0 || !waits(slot) {
+        return false;
+    }
+    // No other signal may be put off between the look and what follows, nor before this one has been delivered.
+    let before = signal::set_mask(!(NEVER_BLOCKED | FAULTS));
     let put_off = slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0;
-    if slot.extra_mask & bit(SIGPWR) != 0 || put_off || !waits() {
+    let Some(info) = (if put_off { None } else { take_deliverable(slot) }) else {
+        signal::set_mask(before);
         return false;
-    }
-    let Some(generation) = take() else { return false };
-    if signals::action(SIGPWR).handler <= 1 {
-        return false;
-    }
+    };
     slot.deferred.mask = mask;
     slot.deferred.signal = SIGPWR;
-    slot.deferred.info = info(generation);
+    slot.deferred.info = info;
     slot.pending.fetch_or(pending::SIGNAL, Ordering::Relaxed);
     true
 }
 
-/// Takes the recovery signal that is remembered, if the program lets it through and has a handler for it.
+/// Takes what waits for this thread, if the program lets it through.
 pub fn due(slot: &Slot) -> Option<SigInfo> {
-    if !waits() || slot.extra_mask & bit(SIGPWR) != 0 || signals::action(SIGPWR).handler <= 1 {
+    if slot.extra_mask & bit(SIGPWR) != 0 || !waits(slot) {
         return None;
     }
-    take().map(info)
+    take_deliverable(slot)
 }
 
-/// The siginfo: as queued by the process itself, with the generation as value.
+/// The recovery signal's siginfo: as queued by the process itself, with the generation as value.
 pub fn info(generation: u64) -> SigInfo {
     let mut info: SigInfo = [0; 16];
     info[0] = u64::from(SIGPWR);

@@ -423,7 +423,7 @@ pub fn rt_sigreturn(slot: &mut Slot) -> Result<Outcome, Errno> {
     if waits {
         slot.deferred.mask = context.mask;
     }
-    let recovers = super::recovery::waits() && slot.extra_mask & bit(libc::SIGPWR as u32) == 0;
+    let recovers = super::recovery::waits(slot) && slot.extra_mask & bit(libc::SIGPWR as u32) == 0;
     if recovers || slot.pending.load(Ordering::Relaxed) != 0 {
         let _ = zhuque_sys::signal::send(control::life().pid, process::tid(), libc::SIGPWR as u32);
     }
@@ -437,7 +437,7 @@ pub fn rt_sigsuspend(slot: &mut Slot, mask: u64, size: u64) -> Result64 {
     }
     // SAFETY: a mask.
     let wanted: u64 = unsafe { user::read(mask) }?;
-    if wanted & bit(libc::SIGPWR as u32) == 0 && super::recovery::waits() {
+    if wanted & bit(libc::SIGPWR as u32) == 0 && super::recovery::waits(slot) {
         let (own, mask) = (slot.extra_mask, signal::mask());
         slot.extra_mask = wanted & NEVER_BLOCKED;
         let comes = super::recovery::unblocked(slot, mask);

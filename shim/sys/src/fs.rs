@@ -242,6 +242,23 @@ pub fn punch_hole(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
         .map(|_| ())
 }
 
+/// fallocate(2): the range has its room, so writing to it cannot fail for want of that. File systems that know no such
+/// thing are believed to have it. Calls that a signal interrupts go on.
+pub fn allocate(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
+    const KEEP_SIZE: usize = 1;
+    loop {
+        // SAFETY: no memory involved.
+        let done = check(unsafe {
+            call4(libc::SYS_fallocate as usize, fd as isize as usize, KEEP_SIZE, offset as usize, bytes as usize)
+        });
+        match done {
+            Err(Errno(libc::EINTR)) => {}
+            Err(Errno(libc::EOPNOTSUPP)) => return Ok(()),
+            done => return done.map(|_| ()),
+        }
+    }
+}
+
 /// ftruncate(2).
 pub fn truncate(fd: i32, bytes: u64) -> Result<(), Errno> {
     // SAFETY: no memory involved.

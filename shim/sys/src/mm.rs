@@ -64,6 +64,13 @@ pub unsafe fn mremap(old: u64, old_bytes: u64, new_bytes: u64, flags: i32, new: 
     .map(|a| a as u64)
 }
 
+/// msync(2) with MS_SYNC: what was written to the files behind the range is on their devices.
+pub fn sync(address: u64, bytes: u64) -> Result<(), Errno> {
+    let flags = libc::MS_SYNC as usize;
+    // SAFETY: no content changes.
+    check(unsafe { call3(libc::SYS_msync as usize, address as usize, bytes as usize, flags) }).map(|_| ())
+}
+
 /// madvise(2).
 ///
 /// # Safety

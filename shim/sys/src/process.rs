@@ -149,6 +149,27 @@ pub fn limit(resource: u32, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
     Ok(old)
 }
 
+/// How a child has ended, which stays to be waited for: its wait status, or `None` while it runs. ECHILD if there is no
+/// such child (any more).
+pub fn ended(pid: u32) -> Result<Option<u32>, Errno> {
+    let mut info = [0u64; 16];
+    let flags = (libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL) as usize;
+    // SAFETY: the target is a local siginfo.
+    check(unsafe {
+        call6(libc::SYS_waitid as usize, libc::P_PID as usize, pid as usize, info.as_mut_ptr() as usize, flags, 0, 0)
+    })?;
+    if info[0] == 0 {
+        return Ok(None);
+    }
+    // si_code and si_status, as the kernel lays them out for SIGCHLD.
+    let (code, status) = (info[1] as u32 as i32, info[3] as u32);
+    Ok(Some(match code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status & 0x7f | 0x80,
+        _ => status & 0x7f,
+    }))
+}
+
 /// wait4(2) on a child; its pid (0 with WNOHANG and nothing to report) and status.
 pub fn wait(pid: i32, options: i32) -> Result<(u32, i32), Errno> {
     let mut status = 0i32;

@@ -104,6 +104,7 @@ pub fn save(directory: &Path, extra: &Extra) -> u64 {
         scratch: &mut scratch,
         pid: std::process::id(),
         virtual_pid: VIRTUAL_PID,
+        virtual_thread: &|_| None,
         own: base()..i32::MAX,
         stdio: &extra.stdio,
         region_directory,

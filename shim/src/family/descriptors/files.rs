@@ -8,6 +8,7 @@
 
 use super::placement::Reviving;
 use super::table::{Found, Table};
+use super::thread_files;
 use super::{Capture, Failure, kind_of};
 use zhuque_abi::journal::{Description, Object};
 use zhuque_sys::Errno;
@@ -16,7 +17,7 @@ use zhuque_sys::fs::{self, Path};
 const DELETED: &[u8] = b" (deleted)";
 const KEPT: &[u8] = b"kept-";
 /// Flags that act once, when a file is opened.
-const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+pub const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY);
 const NEW_FILE: i32 = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | libc::O_NOFOLLOW;
 
 /// The region's `files/` during one save.
@@ -137,7 +138,7 @@ pub fn capture(
     let stat = fs::stat_fd(found.fd).map_err(|e| Failure::about(link).errno(e))?;
     let offset = if found.is_path() { 0 } else { fs::seek(found.fd, 0, libc::SEEK_CUR).unwrap_or(0) };
     let mut path = Path::new();
-    own_process_as_self(link, c.pid, &mut path);
+    own_process_as_self(c, link, &mut path);
     if is_pseudo(link) {
         let object = if kind_of(found.mode) == libc::S_IFDIR {
             Object::Directory { path: path.as_bytes(), offset }
@@ -307,15 +308,17 @@ fn copy_extents(from: i32, to: i32, size: u64, may_seek: bool) -> Result<(), Err
     Ok(())
 }
 
-/// `/proc/PID/...` of the program itself by a name that lasts.
-fn own_process_as_self(link: &[u8], pid: u32, path: &mut Path) {
+/// `/proc/PID/...` of the program itself by a name that lasts; a thread by the id that the program knows.
+fn own_process_as_self(c: &Capture<'_>, link: &[u8], path: &mut Path) {
     let rest = link.strip_prefix(b"/proc/").unwrap_or(&[]);
-    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    match rest.split_at_checked(digits) {
-        Some((digits, rest)) if super::fdinfo::number(digits, 10) == Some(pid as u64) => {
-            path.push(b"/proc/self").push(rest)
-        }
-        _ => path.push(link),
+    let Some((_, rest)) = thread_files::split_number(rest).filter(|(number, _)| *number == c.pid) else {
+        path.push(link);
+        return;
+    };
+    let thread = rest.strip_prefix(b"/task/").and_then(thread_files::split_number);
+    match thread.and_then(|(number, file)| Some(((c.virtual_thread)(number)?, file))) {
+        Some((number, file)) => path.push(thread_files::PREFIX).push_number(number.into()).push(file),
+        None => path.push(b"/proc/self").push(rest),
     };
 }
 
@@ -333,7 +336,12 @@ pub fn revive(r: &Reviving<'_>, description: &Description<'_>) -> Result<i32, Fa
         at.push(b"files/").push(kept);
     }
     let flags = description.flags as i32 & !ONCE & !libc::O_DIRECTORY;
-    let fd = open(directory, &at, flags).map_err(|e| Failure::about(path).errno(e))?;
+    let fd = match open(directory, &at, flags) {
+        // A thread of this program that does not exist yet, or a process that is gone for good.
+        Err(Errno(libc::ENOENT)) if is_pseudo(path) => thread_files::placeholder(flags),
+        opened => opened,
+    };
+    let fd = fd.map_err(|e| Failure::about(path).errno(e))?;
     if identity[1] != 0 && !r.force {
         verify(fd, path, &identity, flags & libc::O_APPEND != 0, mapped, !kept.is_empty())?;
     }
@@ -387,7 +395,11 @@ pub fn revive_directory(description: &Description<'_>) -> Result<i32, Failure> {
     let mut at = Path::new();
     at.push(path);
     let flags = description.flags as i32 & !ONCE | libc::O_DIRECTORY;
-    let fd = open(libc::AT_FDCWD, &at, flags).map_err(|e| Failure::about(path).errno(e))?;
+    let fd = match open(libc::AT_FDCWD, &at, flags) {
+        Err(Errno(libc::ENOENT)) if is_pseudo(path) => thread_files::placeholder(flags),
+        opened => opened,
+    };
+    let fd = fd.map_err(|e| Failure::about(path).errno(e))?;
     if offset != 0 {
         let _ = fs::seek(fd, offset as i64, libc::SEEK_SET);
     }

@@ -6,6 +6,7 @@
 //!
 //! * [`table`]: enumeration, grouping of descriptors into descriptions; hands each to its family
 //! * [`placement`]: the resume's side of that: numbers, flags, order
+//! * [`thread_files`]: files below /proc/self/task, for which the threads have to exist first
 //! * [`files`], [`locks`], [`pipes`], [`terminals`], [`sockets`] (with [`options`], [`endpoints`]), [`events`] (with
 //!   [`watches`]): one kind of object each. None of them imports another; what crosses goes through the table of
 //!   descriptions.
@@ -33,10 +34,12 @@ mod placement;
 mod sockets;
 mod table;
 mod terminals;
+mod thread_files;
 mod watches;
 
 pub use placement::{revive, stdio_identity};
 pub use table::capture;
+pub use thread_files::revive as revive_thread_files;
 
 /// What a save needs to know, and where its records go.
 pub struct Capture<'a> {
@@ -48,6 +51,8 @@ pub struct Capture<'a> {
     pub pid: u32,
     /// The process id as the program knows it.
     pub virtual_pid: u32,
+    /// The id by which the program knows one of its threads, by the kernel's id.
+    pub virtual_thread: &'a dyn Fn(u32) -> Option<u32>,
     /// The region's own descriptors: not the program's.
     pub own: Range<i32>,
     /// What the descriptors 0, 1, 2 were at start.

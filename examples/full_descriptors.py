@@ -1,0 +1,32 @@
+"""A program that has taken every descriptor that it may have, and works on.
+
+    full_descriptors.py [STEPS]
+"""
+
+import os
+import resource
+import sys
+
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+reader, writer = os.pipe()
+while True:
+    try:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError as error:
+        print(error.strerror)
+        break
+total = 0
+for step in range(STEPS):
+    os.write(writer, b"%d" % step)
+    total += int(os.read(reader, 16)) + sum(range(20_000)) % 7
+    try:
+        os.dup(0)
+    except OSError:
+        total += 1
+    else:
+        sys.exit("a descriptor too many")
+print(total, resource.getrlimit(resource.RLIMIT_NOFILE), os.read(taken[-1], 1))
+os.close(taken.pop())
+print(os.dup(0) >= 0)

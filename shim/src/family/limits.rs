@@ -1,0 +1,92 @@
+//! Resource limits: the one of descriptors, of which a save needs a few also where the program has taken all of them.
+//!
+//! A program that lowers its hard limit leaves no way to more, so the kernel's stays a little higher than what the
+//! program is told (`Globals::descriptors_hard`). The soft limit, which is what counts while it runs, is always the
+//! kernel's. All other limits are the kernel's own. Neighbours: `processes` (who calls), `save` and `process_state`.
+#![allow(unsafe_code)]
+
+use crate::control::{self, Lock};
+use crate::gate::{Result64, error, raw};
+use core::sync::atomic::{AtomicU64, Ordering};
+use zhuque_sys::{Errno, process, user};
+
+const NOFILE: u64 = libc::RLIMIT_NOFILE as u64;
+/// The region's own descriptors, and more than a save has open at once.
+pub const ENOUGH: u64 = 40;
+
+/// getrlimit(2), setrlimit(2), and prlimit(2) on the program itself. `None`: the kernel's own answer will do.
+pub fn serve(number: i64, a: [u64; 6]) -> Option<Result64> {
+    let (target, resource, new, old) = match number {
+        libc::SYS_getrlimit => (0, a[0], 0, a[1]),
+        libc::SYS_setrlimit => (0, a[0], a[1], 0),
+        _ => (super::ids::real(a[0] as i32), a[1], a[2], a[3]),
+    };
+    let ours = target == 0 || target as u32 == control::life().pid;
+    (ours && resource as u32 as u64 == NOFILE).then(|| descriptors(new, old))
+}
+
+fn descriptors(new: u64, old: u64) -> Result64 {
+    let _lock = Lock::state();
+    let before = limit()?;
+    if new != 0 {
+        // SAFETY: two integers.
+        let [soft, hard]: [u64; 2] = unsafe { user::read(new) }?;
+        if soft > hard {
+            return error(libc::EINVAL);
+        }
+        set(soft, hard)?;
+    }
+    if old != 0 {
+        // SAFETY: the program's memory.
+        unsafe { user::write(old, &before) }?;
+    }
+    Ok(0)
+}
+
+/// Soft and hard limit of descriptors as the program knows them.
+pub fn limit() -> Result<[u64; 2], Errno> {
+    let [soft, hard] = process::limit(libc::RLIMIT_NOFILE, None)?;
+    Ok(match told().load(Ordering::Relaxed) {
+        0 => [soft, hard],
+        told => [soft, told - 1],
+    })
+}
+
+/// Sets both. The state lock is held, or everything stands still.
+pub fn set(soft: u64, hard: u64) -> Result<(), Errno> {
+    let [_, kernel] = process::limit(libc::RLIMIT_NOFILE, None)?;
+    let [_, before] = limit()?;
+    // The kernel would allow it up to its own limit, of which the program knows nothing.
+    if hard > before && !may_raise() {
+        return error(libc::EPERM);
+    }
+    let room = hard.max(kernel.min(soft.saturating_add(ENOUGH)));
+    process::limit(libc::RLIMIT_NOFILE, Some([soft, room]))?;
+    told().store(if room == hard { 0 } else { hard.saturating_add(1) }, Ordering::Relaxed);
+    Ok(())
+}
+
+/// A forked child leaves the region: its limit is the one that it knows of.
+pub fn leave() {
+    if let Ok(known) = limit() {
+        let _ = process::limit(libc::RLIMIT_NOFILE, Some(known));
+    }
+}
+
+/// Whether the program has CAP_SYS_RESOURCE: whether it may raise a hard limit.
+fn may_raise() -> bool {
+    /// Bit of the capability, and of the version that two words a set need (capget(2)).
+    const SYS_RESOURCE: u32 = 24;
+    const VERSION_3: u32 = 0x2008_0522;
+    let head = [VERSION_3, 0];
+    let mut sets = [0u32; 6];
+    let (head, sets) = (head.as_ptr() as u64, sets.as_mut_ptr() as u64);
+    // SAFETY: `sets` is the local that capget has filled.
+    raw(libc::SYS_capget, [head, sets, 0, 0, 0, 0]).is_ok()
+        && unsafe { core::ptr::read_volatile(sets as *const u32) } & 1 << SYS_RESOURCE != 0
+}
+
+fn told() -> &'static AtomicU64 {
+    // SAFETY: an atomic field of the control mapping.
+    unsafe { &(*control::globals()).descriptors_hard }
+}
