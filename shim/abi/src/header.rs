@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First eight bytes of a control file.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"zhuque\0\x01");
 /// Version of every layout in this crate; a region is only resumed by a shim of the same version (its own copy).
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a region is at the moment. Stored in the low byte of the phase word, the generation above it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,6 +162,19 @@ pub struct Child {
     pub ended: u32,
 }
 
+/// Content in a slice where nothing is mapped any more (`family::spares`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Spare {
+    /// First address.
+    pub start: u64,
+    /// One above the last; 0: entry unused.
+    pub end: u64,
+}
+
+/// Number of [`Spare`] entries.
+pub const MAX_SPARES: usize = 64;
+
 /// Values of [`Child::ended`].
 pub mod child {
     /// The kernel knows.
@@ -208,6 +221,8 @@ pub struct Globals {
     pub vdso_bytes: u64,
     /// Offsets in that copy of the wrapped functions' entries, in the order of [`crate::life::VDSO_FUNCTIONS`].
     pub vdso_entries: [u64; 6],
+    /// Memory that was given back and is kept, oldest first, used entries first.
+    pub spares: [Spare; MAX_SPARES],
     /// Generation of a recovery signal that is still to be taken, since the program has SIGPWR blocked; 0: none.
     pub recovery: AtomicU64,
     /// The hard limit of descriptors that the program knows, plus one, where the kernel's is another; else 0.

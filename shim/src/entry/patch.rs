@@ -8,6 +8,7 @@
 use super::place;
 use crate::control;
 use crate::family::memory::{Memory, by_slice, map_slices, region, slice_fd, unmap};
+use crate::family::spares;
 use zhuque_abi::header::{Patched, TRAMPOLINE_BYTES, TrampolinePages};
 use zhuque_abi::layout::{MAX_SITES, PAGE, PLAN_FILE, page_down, page_up};
 use zhuque_abi::maps::{Kind, flag};
@@ -147,6 +148,7 @@ fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errn
     // SAFETY: as above.
     let table = unsafe { control::sites() };
     let mut count = 0;
+    spares::reclaim(place, place + bytes)?;
     write_pages(place, bytes, |window| {
         let mut gate = [0u8; 8];
         gate.copy_from_slice(&place::gate().to_le_bytes());

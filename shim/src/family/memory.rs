@@ -8,7 +8,7 @@
 //! `zhuque_model::maptree` (the table).
 #![allow(unsafe_code)]
 
-use super::{memory_map, memory_move};
+use super::{memory_map, memory_move, spares};
 use crate::control::{self, Lock};
 use crate::gate::{Result64, error, raw};
 use zhuque_abi::header::Globals;
@@ -115,6 +115,16 @@ pub fn map_slices(start: u64, end: u64, prot: u64, flags: i32) -> Result<(), Err
     })
 }
 
+/// As [`map_slices`], where no region memory was before: it reads zero.
+pub fn fresh_slices(start: u64, end: u64, prot: u64, flags: i32) -> Result<(), Errno> {
+    let recycle = spares::can_recycle(start, end, prot);
+    if !recycle {
+        spares::reclaim(start, end)?;
+    }
+    map_slices(start, end, prot, flags)?;
+    if recycle { spares::recycle(start, end) } else { Ok(()) }
+}
+
 /// Discards the content of region memory in the range: it reads zero afterwards. The address is still mapped.
 pub fn punch(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
     let mut from = 0;
@@ -176,7 +186,14 @@ pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_children() {
         return retire(memory, start, end);
     }
-    punch(memory, start, end)?;
+    let private = |run: Mapping| run.attr.kind == Kind::Region && !shared(&run);
+    if spares::keeps(end - start) && memory.tree.range(start, end).all(private) {
+        for run in memory.tree.range(start, end) {
+            spares::keep(run.start.max(start), run.end.min(end))?;
+        }
+    } else {
+        punch(memory, start, end)?;
+    }
     crate::entry::patch::library_unmapped(memory, start, end);
     // SAFETY: the program asked for it, and nothing of ours lies there.
     unsafe { mm::munmap(start, end - start) }?;
@@ -229,7 +246,7 @@ fn grow_brk(memory: &mut Memory, old: u64, new: u64) -> Result<(), Errno> {
         return error(libc::ENOMEM);
     }
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    map_slices(old, new, prot as u64, libc::MAP_FIXED_NOREPLACE)?;
+    fresh_slices(old, new, prot as u64, libc::MAP_FIXED_NOREPLACE)?;
     memory.tree.set(old, new, region(prot as u64, 0)).map_err(full)
 }
 
@@ -265,7 +282,7 @@ fn protect_run(memory: &mut Memory, run: Mapping, prot: u64) -> Result<(), Errno
     let mut attr = run.attr;
     match run.attr.kind {
         Kind::Reserve if prot != 0 => {
-            map_slices(run.start, run.end, prot, libc::MAP_FIXED)?;
+            fresh_slices(run.start, run.end, prot, libc::MAP_FIXED)?;
             attr = region(prot, run.attr.flags);
         }
         Kind::FilePrivate if prot & PROT_WRITE != 0 => {
@@ -287,6 +304,7 @@ pub fn copy_into_region(start: u64, end: u64, now: u64, prot: u64) -> Result<(),
         // SAFETY: the program's own mapping; it is replaced below.
         unsafe { mm::mprotect(start, end - start, libc::PROT_READ) }?;
     }
+    spares::reclaim(start, end)?;
     by_slice(start, end, |slice, offset, address, bytes| {
         // What has been allocated cannot fail to be written: below, only the source can fault.
         fs::allocate(slice_fd(slice), offset, bytes).map_err(|_| Errno(libc::ENOMEM))?;

@@ -1,7 +1,7 @@
 //! mmap(2): where to, and what it becomes. See the table in DESIGN section 3.
 #![allow(unsafe_code)]
 
-use super::memory::{Memory, full, map_slices, not_ours, punch, region, unmap};
+use super::memory::{Memory, fresh_slices, full, not_ours, punch, region, unmap};
 use super::memory_files::file_of;
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, TASK_SIZE, page_down, page_up};
@@ -120,7 +120,7 @@ fn map_anonymous(memory: &mut Memory, place: u64, request: &Request, fixed: i32)
         unsafe { mm::mmap(place, request.bytes, 0, flags, -1, 0) }?;
         return Ok(Attr { kind: Kind::Reserve, prot: 0, flags: 0, file: 0, offset: 0 });
     }
-    map_slices(place, end, request.prot, fixed | (request.flags & MAP_KEPT) as i32)?;
+    fresh_slices(place, end, request.prot, fixed | (request.flags & MAP_KEPT) as i32)?;
     let locked = if request.flags & libc::MAP_LOCKED as u64 != 0 { flag::LOCKED } else { 0 };
     Ok(region(request.prot, locked | if shared { flag::SHARED } else { 0 }))
 }
@@ -151,7 +151,7 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
     if private {
         attr.kind = Kind::FilePrivate;
         if request.prot & PROT_WRITE != 0 {
-            let filled = map_slices(place, end, request.prot, libc::MAP_FIXED)
+            let filled = fresh_slices(place, end, request.prot, libc::MAP_FIXED)
                 .and_then(|()| read_file(request.fd, place, request.bytes, request.offset));
             if let Err(error) = filled {
                 // Nothing may stay behind: neither a mapping that the table does not know, nor half of the content.

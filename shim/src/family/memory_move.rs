@@ -1,7 +1,7 @@
 //! mremap(2). Since the offset in the slice *is* the address, a move of region memory is a copy of what has content.
 #![allow(unsafe_code)]
 
-use super::memory::{Memory, by_slice, extents, full, map_slices, not_ours, range, slice_fd, unmap};
+use super::memory::{Memory, by_slice, extents, fresh_slices, full, not_ours, range, slice_fd, unmap};
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
 use zhuque_abi::maps::Kind;
@@ -84,7 +84,7 @@ fn grow(memory: &mut Memory, run: Mapping, new_end: u64) -> Result<bool, Errno> 
         return Ok(false);
     }
     match run.attr.kind {
-        Kind::Region => map_slices(run.end, new_end, u64::from(run.attr.prot), libc::MAP_FIXED_NOREPLACE)?,
+        Kind::Region => fresh_slices(run.end, new_end, u64::from(run.attr.prot), libc::MAP_FIXED_NOREPLACE)?,
         // SAFETY: the program's own mapping, extended into free addresses by the kernel's rules.
         _ => match unsafe { mm::mremap(run.start, run.end - run.start, new_end - run.start, 0, 0) } {
             Ok(_) => {}
@@ -102,7 +102,7 @@ fn relocate(memory: &mut Memory, run: Mapping, target: u64, bytes: u64, keep: bo
     let moved = bytes.min(run.end - run.start);
     if run.attr.kind == Kind::Region {
         let prot = u64::from(run.attr.prot);
-        map_slices(target, end, prot, libc::MAP_FIXED_NOREPLACE)?;
+        fresh_slices(target, end, prot, libc::MAP_FIXED_NOREPLACE)?;
         if let Err(e) = copy_content(run.start, target, moved) {
             let _ = memory.tree.set(target, end, run.attr);
             let _ = unmap(memory, target, end);

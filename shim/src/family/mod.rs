@@ -18,6 +18,7 @@ pub mod memory_move;
 pub mod processes;
 pub mod recovery;
 pub mod signals;
+pub mod spares;
 pub mod threads;
 
 pub use descriptors::{Capture, Failure, Revival, capture, revive, revive_thread_files, stdio_identity};

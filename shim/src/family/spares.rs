@@ -1,0 +1,133 @@
+//! Spares: memory that the program has given back, kept for what it maps next.
+//!
+//! Freeing a page of a file and getting a new one costs several times what clearing it does, and programs that map and
+//! unmap their buffers do both all the time. So on a store in memory the content of what is unmapped stays for a while,
+//! up to [`MOST`]; region memory that comes to lie there is cleared ([`recycle`]) or has the old content taken out
+//! ([`reclaim`]) first. Content outside of region memory lies in spares only.
+//!
+//! Everything here is called under the memory lock. Neighbours: `memory` and `memory_map`.
+#![allow(unsafe_code)]
+
+use super::memory::{by_slice, extents, slice_fd};
+use crate::control;
+use zhuque_abi::header::{MAX_SPARES, Spare};
+use zhuque_abi::life::boot_flag;
+use zhuque_sys::{Errno, fs, mm};
+
+/// Bytes kept at most: what a program's working set can save, while the store does not notice.
+const MOST: u64 = 64 << 20;
+/// Largest piece that is kept.
+const LARGEST: u64 = 32 << 20;
+/// Largest mapping that is cleared rather than taken out: the gate may not take long.
+const CLEARED: u64 = 4 << 20;
+const MADV_POPULATE_READ: i32 = 22;
+
+fn all() -> &'static mut [Spare; MAX_SPARES] {
+    // SAFETY: the memory lock makes this the only user.
+    unsafe { &mut (*control::globals()).spares }
+}
+
+fn take_out(spare: Spare) -> Result<(), Errno> {
+    by_slice(spare.start, spare.end, |slice, offset, _, bytes| fs::punch_hole(slice_fd(slice), offset, bytes))
+}
+
+/// Whether content is kept at all when this much is unmapped.
+pub fn keeps(bytes: u64) -> bool {
+    control::life().flags & (boot_flag::SYNC_REGION | boot_flag::DAX) == 0 && bytes <= LARGEST
+}
+
+/// Keeps the content of region memory that is about to be unmapped.
+pub fn keep(start: u64, end: u64) -> Result<(), Errno> {
+    let spares = all();
+    // What touches becomes one; the result is the youngest.
+    let mut new = Spare { start, end };
+    let mut kept = 0;
+    let mut total = end - start;
+    for index in 0..MAX_SPARES {
+        let spare = spares[index];
+        if spare.end == new.start || spare.start == new.end && spare.end != 0 {
+            new = Spare { start: spare.start.min(new.start), end: spare.end.max(new.end) };
+            total += spare.end - spare.start;
+        } else if spare.end != 0 {
+            total += spare.end - spare.start;
+            spares[kept] = spare;
+            kept += 1;
+        }
+    }
+    spares[kept..].fill(Spare::default());
+    // The oldest go.
+    let mut gone = 0;
+    while gone < kept && (total > MOST || kept - gone == MAX_SPARES) {
+        total -= spares[gone].end - spares[gone].start;
+        take_out(spares[gone])?;
+        gone += 1;
+    }
+    spares.copy_within(gone..kept, 0);
+    kept -= gone;
+    spares[kept] = new;
+    spares[kept + 1..].fill(Spare::default());
+    Ok(())
+}
+
+/// Calls `each` with what lies in the range, which is no spare afterwards.
+fn withdraw(start: u64, end: u64, mut each: impl FnMut(Spare) -> Result<(), Errno>) -> Result<(), Errno> {
+    let spares = all();
+    let mut index = 0;
+    while index < MAX_SPARES && spares[index].end != 0 {
+        let spare = spares[index];
+        if spare.start >= end || spare.end <= start {
+            index += 1;
+            continue;
+        }
+        each(Spare { start: spare.start.max(start), end: spare.end.min(end) })?;
+        let (before, behind) = (Spare { end: start, ..spare }, Spare { start: end, ..spare });
+        let (before, behind) = (Some(before).filter(|s| s.start < s.end), Some(behind).filter(|s| s.start < s.end));
+        match (before, behind) {
+            (Some(before), Some(behind)) => {
+                spares[index] = before;
+                if let Some(free) = spares.iter_mut().find(|spare| spare.end == 0) {
+                    *free = behind;
+                } else {
+                    take_out(behind)?;
+                }
+                index += 1;
+            }
+            (Some(rest), None) | (None, Some(rest)) => {
+                spares[index] = rest;
+                index += 1;
+            }
+            (None, None) => {
+                spares.copy_within(index + 1.., index);
+                spares[MAX_SPARES - 1] = Spare::default();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the content of spares out of a range in which region memory is to be.
+pub fn reclaim(start: u64, end: u64) -> Result<(), Errno> {
+    withdraw(start, end, take_out)
+}
+
+/// Whether [`recycle`] will do for a mapping.
+pub fn can_recycle(start: u64, end: u64, prot: u64) -> bool {
+    const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    prot & READ_WRITE == READ_WRITE && end - start <= CLEARED
+}
+
+/// Clears what spares have left in region memory that has just been mapped.
+pub fn recycle(start: u64, end: u64) -> Result<(), Errno> {
+    withdraw(start, end, |spare| {
+        by_slice(spare.start, spare.end, |slice, offset, address, bytes| {
+            extents(slice, offset, bytes, |at, length| {
+                // SAFETY: region memory of the program's that it does not know of yet; every page exists.
+                unsafe {
+                    // All at once is cheaper than one fault each.
+                    let _ = mm::madvise(address + at, length, MADV_POPULATE_READ);
+                    zhuque_sys::user::clear(address + at, length as usize)
+                }
+            })
+        })
+    })
+}
