@@ -182,7 +182,8 @@ pub fn mapped_shared(device: u64, inode: u64) -> bool {
         .any(|run| files.get(run.attr.file as usize).is_some_and(|file| file.device == device && file.inode == inode))
 }
 
-/// Notes which processor the program has seen: its code may have chosen instructions by it.
+/// At the beginning of a life: notes which processor the program sees, whose instructions its code may choose. Not at the
+/// save, since cpuid is slow in a virtual machine.
 pub fn note_processor(header: &mut Header) {
     let leaf1 = __cpuid_count(1, 0);
     let leaf7 = __cpuid_count(7, 0);

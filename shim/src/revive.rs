@@ -242,6 +242,7 @@ fn after_commit(args: &ResumeArgs) {
         header.monotonic_offset = life.monotonic_offset.load(Ordering::Relaxed);
         header.boottime_offset = life.boottime_offset.load(Ordering::Relaxed);
         header.raw_offset = life.raw_offset.load(Ordering::Relaxed);
+        process_state::note_processor(header);
         let mut tree = MapTree::new(&mut (*control::globals()).tree, control::nodes());
         renew_volatile(&mut tree, args);
         let _ = mm::munmap(args.stub_start, args.stub_bytes);

@@ -387,7 +387,6 @@ fn commit(life: &Life, stopped: u64, clocks: [u64; 3], journal: &Journal) -> ! {
     header.threads = saved_threads();
     [header.saved_monotonic_ns, header.saved_boottime_ns, header.saved_raw_ns] = clocks;
     header.save_stop_ns = stopped - begun;
-    process_state::note_processor(header);
     header.control_checksum = control_checksum();
     if life.flags & boot_flag::SYNC_REGION != 0 {
         sync_region(life);

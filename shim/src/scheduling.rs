@@ -17,6 +17,29 @@ pub fn affinity(tid: u32, mask: &mut [u8; 128]) {
     let _ = unsafe { process::other(libc::SYS_sched_getaffinity, arguments) };
 }
 
+/// The first version of struct sched_attr (sched_setattr(2)).
+#[derive(Default)]
+#[repr(C)]
+struct Attributes {
+    bytes: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    deadline: [u64; 3],
+}
+
+const _: () = assert!(size_of::<Attributes>() == 48);
+
+/// How thread `tid` is scheduled: in one call, since a program may have thousands of threads.
+fn attributes(tid: u32) -> Attributes {
+    let mut found = Attributes::default();
+    let arguments = [tid as usize, &raw mut found as usize, size_of::<Attributes>(), 0, 0, 0];
+    // SAFETY: the kernel writes at most the size that it is told.
+    let _ = unsafe { process::other(libc::SYS_sched_getattr, arguments) };
+    found
+}
+
 /// Writes down every thread that is not scheduled as the program was when it started.
 pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
     // SAFETY: constant after start.
@@ -33,18 +56,10 @@ pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
         let tid = control::life_thread(index).tid.load(Ordering::Acquire);
         let mut mask = [0u8; 128];
         affinity(tid, &mut mask);
-        let mut priority = 0i32;
-        // SAFETY: getpriority and sched_getscheduler take no pointers; sched_getparam writes one word.
-        let (nice, policy) = unsafe {
-            let nice = process::other(libc::SYS_getpriority, [libc::PRIO_PROCESS as usize, tid as usize, 0, 0, 0, 0]);
-            let policy = process::other(libc::SYS_sched_getscheduler, [tid as usize, 0, 0, 0, 0, 0]);
-            let arguments = [tid as usize, &raw mut priority as usize, 0, 0, 0, 0];
-            let _ = process::other(libc::SYS_sched_getparam, arguments);
-            // The raw call returns 20 - nice.
-            (20 - nice.unwrap_or(20) as i32, policy.unwrap_or(0) as u32)
-        };
+        let Attributes { policy, nice, priority, .. } = attributes(tid);
         let pinned: &[u8] = if mask == started { &[] } else { &mask };
         if nice != 0 || policy != 0 || !pinned.is_empty() {
+            let priority = priority as i32;
             journal.put(&Record::Scheduling { thread, nice, policy, priority, affinity: pinned })?;
         }
     }

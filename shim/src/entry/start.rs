@@ -281,6 +281,7 @@ fn set_globals(region: &[u8]) {
         globals.uid = process::other(libc::SYS_getuid, [0; 6]).unwrap_or(0) as u32;
         crate::scheduling::affinity(0, &mut globals.affinity);
         globals.image = process_state::image();
+        process_state::note_processor(&mut *control::header());
         // An image that was executed in the region keeps what the first one was started with.
         if globals.stdio.iter().all(|entry| entry.open == 0) {
             for (number, entry) in globals.stdio.iter_mut().enumerate() {
