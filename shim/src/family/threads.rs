@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering;
 use zhuque_abi::header::{Phase, phase_word};
 use zhuque_abi::layout::{GATE_STACK_TOP, MAX_THREADS, SIGNAL_STACK, SIGNAL_STACK_BYTES, SLOT_STRIDE};
 use zhuque_abi::slot::{Slot, pending, state};
-use zhuque_sys::{Errno, mm, process, signal, user};
+use zhuque_sys::{Errno, fs, mm, process, signal, user};
 
 const CLONE_VM: u64 = libc::CLONE_VM as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
@@ -51,7 +51,15 @@ pub fn take_slot() -> Result<*mut Slot, Errno> {
     let slot = control::slot(used);
     // Frames must never be pushed onto memory that is not there: a full store would be a fault without a handler.
     // SAFETY: the control mapping's own memory.
-    unsafe { mm::madvise(slot as u64, SLOT_STRIDE, MADV_POPULATE_WRITE) }.map_err(|_| Errno(libc::EAGAIN))?;
+    let there = match unsafe { mm::madvise(slot as u64, SLOT_STRIDE, MADV_POPULATE_WRITE) } {
+        // Before Linux 5.14: room for it has to do.
+        Err(Errno(libc::EINVAL)) => {
+            let offset = slot as u64 - control::base();
+            fs::allocate(control::life().descriptors.control, offset, SLOT_STRIDE)
+        }
+        there => there,
+    };
+    there.map_err(|_| Errno(libc::EAGAIN))?;
     // SAFETY: new, so nobody else uses it.
     unsafe {
         prepare(slot, used);
