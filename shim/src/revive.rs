@@ -180,7 +180,7 @@ fn start_threads(_args: &ResumeArgs) -> Result<u32, Failure> {
         let index = unsafe { (*slot).index } as usize;
         let stack = control::life_stack(index);
         // SAFETY: each thread has a stack and a slot of its own.
-        let tid = unsafe { zhuque_clone(THREAD_FLAGS, stack, 0, 0, 0, thread, slot) };
+        let tid = unsafe { zhuque_clone(THREAD_FLAGS, stack, 0, thread, slot) };
         if tid < 0 {
             return Err(Failure::new(b"cannot create a thread: ").errno(zhuque_sys::Errno(-tid as i32)));
         }

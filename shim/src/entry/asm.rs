@@ -17,6 +17,50 @@ use zhuque_model::calls::{CLASS_EPOLL, CLASS_FUTEX, CLASSED, CLASSES};
 const F: usize = offset_of!(Slot, frame);
 const V: usize = offset_of!(Slot, vdso);
 
+// The program's vector registers, as far as the gate's own code may have changed them.
+macro_rules! restore_vectors {
+    () => {
+        concat!(
+            "movaps xmm0, gs:[{xmm} + 0x00]\n",
+            "movaps xmm1, gs:[{xmm} + 0x10]\n",
+            "movaps xmm2, gs:[{xmm} + 0x20]\n",
+            "movaps xmm3, gs:[{xmm} + 0x30]\n",
+            "movaps xmm4, gs:[{xmm} + 0x40]\n",
+            "movaps xmm5, gs:[{xmm} + 0x50]\n",
+            "movaps xmm6, gs:[{xmm} + 0x60]\n",
+            "movaps xmm7, gs:[{xmm} + 0x70]\n",
+            "movaps xmm8, gs:[{xmm} + 0x80]\n",
+            "movaps xmm9, gs:[{xmm} + 0x90]\n",
+            "movaps xmm10, gs:[{xmm} + 0xa0]\n",
+            "movaps xmm11, gs:[{xmm} + 0xb0]\n",
+            "movaps xmm12, gs:[{xmm} + 0xc0]\n",
+            "movaps xmm13, gs:[{xmm} + 0xd0]\n",
+            "movaps xmm14, gs:[{xmm} + 0xe0]\n",
+            "movaps xmm15, gs:[{xmm} + 0xf0]\n",
+        )
+    };
+}
+
+// The program's general registers but rax (the number or the result), rcx (the return address) and rsp.
+macro_rules! restore_registers {
+    () => {
+        concat!(
+            "mov rdi, gs:[{rdi}]\n",
+            "mov rsi, gs:[{rsi}]\n",
+            "mov rdx, gs:[{rdx}]\n",
+            "mov r10, gs:[{r10}]\n",
+            "mov r8, gs:[{r8}]\n",
+            "mov r9, gs:[{r9}]\n",
+            "mov rbx, gs:[{rbx}]\n",
+            "mov rbp, gs:[{rbp}]\n",
+            "mov r12, gs:[{r12}]\n",
+            "mov r13, gs:[{r13}]\n",
+            "mov r14, gs:[{r14}]\n",
+            "mov r15, gs:[{r15}]\n",
+        )
+    };
+}
+
 // The gate. At `zhuque_gate`: as described above. At `zhuque_slow`: the frame is complete, all registers but rcx are
 // still the program's. Between `zhuque_exit_begin` and `zhuque_exit_end` the frame alone is the program's state,
 // except for the vector registers, which are already the program's again.
@@ -96,40 +140,14 @@ global_asm!(
     "call {serve}",
     // New threads and fork children come in here, too. rax: 0 leaves to the program, 1 does its rt_sigreturn.
     "zhuque_leave:",
-    "movaps xmm0, gs:[{xmm} + 0x00]",
-    "movaps xmm1, gs:[{xmm} + 0x10]",
-    "movaps xmm2, gs:[{xmm} + 0x20]",
-    "movaps xmm3, gs:[{xmm} + 0x30]",
-    "movaps xmm4, gs:[{xmm} + 0x40]",
-    "movaps xmm5, gs:[{xmm} + 0x50]",
-    "movaps xmm6, gs:[{xmm} + 0x60]",
-    "movaps xmm7, gs:[{xmm} + 0x70]",
-    "movaps xmm8, gs:[{xmm} + 0x80]",
-    "movaps xmm9, gs:[{xmm} + 0x90]",
-    "movaps xmm10, gs:[{xmm} + 0xa0]",
-    "movaps xmm11, gs:[{xmm} + 0xb0]",
-    "movaps xmm12, gs:[{xmm} + 0xc0]",
-    "movaps xmm13, gs:[{xmm} + 0xd0]",
-    "movaps xmm14, gs:[{xmm} + 0xe0]",
-    "movaps xmm15, gs:[{xmm} + 0xf0]",
+    restore_vectors!(),
     "test eax, eax",
     "jnz zhuque_sigreturn",
     "zhuque_exit_begin:",
     "cmp dword ptr gs:[{pending}], 0",
     "jne 2f",
     "mov rax, gs:[{rax}]",
-    "mov rdi, gs:[{rdi}]",
-    "mov rsi, gs:[{rsi}]",
-    "mov rdx, gs:[{rdx}]",
-    "mov r10, gs:[{r10}]",
-    "mov r8, gs:[{r8}]",
-    "mov r9, gs:[{r9}]",
-    "mov rbx, gs:[{rbx}]",
-    "mov rbp, gs:[{rbp}]",
-    "mov r12, gs:[{r12}]",
-    "mov r13, gs:[{r13}]",
-    "mov r14, gs:[{r14}]",
-    "mov r15, gs:[{r15}]",
+    restore_registers!(),
     "mov rcx, gs:[{rip}]",
     "mov rsp, gs:[{rsp}]",
     "zhuque_exit_last:",
@@ -217,7 +235,7 @@ global_asm!(
     pending = const offset_of!(Slot, pending),
 );
 
-// Creation of threads and children. `zhuque_clone(flags, stack, parent_tid, child_tid, tls, entry, argument)`:
+// Creation of threads and children. `zhuque_clone(flags, stack, tls, entry, argument)`:
 // the child starts on its stack with entry(argument), which returns 0 to the gate's exit; the parent gets the result.
 // `zhuque_exit_thread(slot_state)`: marks the slot free and ends the thread without touching a stack.
 // `zhuque_on_stack(stack, function, argument)`: calls the function on another stack.
@@ -227,11 +245,12 @@ global_asm!(
     ".hidden zhuque_clone, zhuque_exit_thread, zhuque_on_stack, zhuque_restorer, zhuque_return_to_frame",
     ".globl zhuque_clone, zhuque_exit_thread, zhuque_on_stack, zhuque_restorer, zhuque_return_to_frame",
     "zhuque_clone:",
-    "mov r10, rcx",
-    "mov rax, [rsp + 8]", // argument
     "sub rsi, 16",
-    "mov [rsi], r9",
-    "mov [rsi + 8], rax",
+    "mov [rsi], rcx",
+    "mov [rsi + 8], r8",
+    "mov r8, rdx", // what the kernel wants there
+    "xor edx, edx",
+    "xor r10d, r10d",
     "mov eax, 56",
     "syscall",
     "test rax, rax",
@@ -273,9 +292,10 @@ global_asm!(
     "ud2",
 );
 
-// vfork and clone(CLONE_VFORK), jumped to by the gate; never returns to its caller. The registers are the program's when the kernel sees the call, so that child and parent have them afterwards;
-// rcx and r11 are lost to the instruction. Where to go afterwards lies in the slot's vfork entry, which calls of
-// the child do not touch. The child may be killed at any instruction, so the parent relies on nothing that it did.
+// vfork and clone(CLONE_VFORK), jumped to by the gate; never returns to its caller. The registers are the program's when
+// the kernel sees the call, so that child and parent have them afterwards; rcx and r11 are lost to the instruction. Where
+// to go afterwards lies in the slot's vfork entry, which calls of the child do not touch. The child may be killed at any
+// instruction, so the parent relies on nothing that it did.
 global_asm!(
     ".text",
     ".p2align 4",
@@ -283,34 +303,8 @@ global_asm!(
     ".globl zhuque_vfork, zhuque_vfork_begin, zhuque_vfork_syscall, zhuque_vfork_after, zhuque_vfork_abort",
     "zhuque_vfork:",
     "mov rax, gs:[{number}]",
-    "movaps xmm0, gs:[{xmm} + 0x00]",
-    "movaps xmm1, gs:[{xmm} + 0x10]",
-    "movaps xmm2, gs:[{xmm} + 0x20]",
-    "movaps xmm3, gs:[{xmm} + 0x30]",
-    "movaps xmm4, gs:[{xmm} + 0x40]",
-    "movaps xmm5, gs:[{xmm} + 0x50]",
-    "movaps xmm6, gs:[{xmm} + 0x60]",
-    "movaps xmm7, gs:[{xmm} + 0x70]",
-    "movaps xmm8, gs:[{xmm} + 0x80]",
-    "movaps xmm9, gs:[{xmm} + 0x90]",
-    "movaps xmm10, gs:[{xmm} + 0xa0]",
-    "movaps xmm11, gs:[{xmm} + 0xb0]",
-    "movaps xmm12, gs:[{xmm} + 0xc0]",
-    "movaps xmm13, gs:[{xmm} + 0xd0]",
-    "movaps xmm14, gs:[{xmm} + 0xe0]",
-    "movaps xmm15, gs:[{xmm} + 0xf0]",
-    "mov rdi, gs:[{rdi}]",
-    "mov rsi, gs:[{rsi}]",
-    "mov rdx, gs:[{rdx}]",
-    "mov r10, gs:[{r10}]",
-    "mov r8, gs:[{r8}]",
-    "mov r9, gs:[{r9}]",
-    "mov rbx, gs:[{rbx}]",
-    "mov rbp, gs:[{rbp}]",
-    "mov r12, gs:[{r12}]",
-    "mov r13, gs:[{r13}]",
-    "mov r14, gs:[{r14}]",
-    "mov r15, gs:[{r15}]",
+    restore_vectors!(),
+    restore_registers!(),
     // Nothing may wait when the child begins, or it would do its parent's work. A signal that comes from here to the
     // instruction sends the thread to `zhuque_vfork_abort` (entry::place); so does one for which the kernel would
     // issue the call again.
@@ -497,14 +491,12 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    /// Creates a thread or a child: flags of clone(2), its stack, two unused words, its FS base, and what it begins with.
+    /// Creates a thread or a child: flags of clone(2), its stack, its FS base, and what it begins with.
     /// The new one calls `entry(argument)` and leaves by the gate's exit if that returns; the caller gets the kernel's
     /// result.
     pub fn zhuque_clone(
         flags: u64,
         stack: u64,
-        parent_tid: u64,
-        child_tid: u64,
         tls: u64,
         entry: unsafe extern "C" fn(*mut Slot) -> u32,
         argument: *mut Slot,

@@ -152,7 +152,7 @@ pub fn fork(slot: &mut Slot, exit_signal: u64, child_tid: u64, clear_tid: u64) -
     let (scratch, bytes) = control::scratch();
     // SAFETY: no CLONE_VM: the child has a copy of the life area, whose scratch memory is nobody's while the world
     // stands still, and starts on it.
-    let pid = unsafe { zhuque_clone(exit_signal, scratch + bytes - 64, 0, 0, 0, fork_child::start, slot) };
+    let pid = unsafe { zhuque_clone(exit_signal, scratch + bytes - 64, 0, fork_child::start, slot) };
     let result = if pid < 0 {
         error(-pid as i32)
     } else {

@@ -318,7 +318,7 @@ fn new_thread(slot: &mut Slot, c: Clone) -> Result64 {
     child.start_mask = if waits { slot.deferred.mask } else { mask };
     let flags = c.flags & !(CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID);
     // SAFETY: the child starts on its own gate stack with its own slot.
-    let result = unsafe { zhuque_clone(flags, child.gate_stack, 0, 0, c.tls, start_thread, child) };
+    let result = unsafe { zhuque_clone(flags, child.gate_stack, c.tls, start_thread, child) };
     let result = if result < 0 {
         child.state.store(state::FREE, Ordering::Release);
         error(-result as i32)
