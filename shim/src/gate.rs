@@ -7,13 +7,14 @@
 #![allow(unsafe_code)]
 
 use crate::entry::sites;
+use crate::family::descriptors::is_known_device;
 use crate::family::{clocks, ids, memory, processes, signals, threads};
 use crate::text::Text;
 use crate::{control, die};
 use core::sync::atomic::Ordering;
 use zhuque_abi::slot::{Retry, Slot, pending};
 use zhuque_model::calls::{Family, Treatment, lookup};
-use zhuque_sys::{Errno, check, raw::call6};
+use zhuque_sys::{Errno, check, fs, raw::call6, user};
 
 /// Result of a call: a value or an error number.
 pub type Result64 = Result<u64, Errno>;
@@ -116,8 +117,31 @@ fn descriptor_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
         }
         libc::SYS_close_range => close_range(a, own),
         libc::SYS_socket => socket(a),
+        libc::SYS_open => open(slot, number, a, a[0]),
+        libc::SYS_openat | libc::SYS_openat2 => open(slot, number, a, a[1]),
         _ => wait_call(slot, number, a),
     }
+}
+
+/// open(2) and its like: a device whose driver's state a resume could not make again is refused.
+fn open(slot: &mut Slot, number: i64, a: [u64; 6], path: u64) -> Result64 {
+    const PLACE: [u8; 5] = *b"/dev/";
+    let fd = wait_call(slot, number, a)?;
+    // SAFETY: bytes.
+    if unsafe { user::read::<[u8; 5]>(path) } != Ok(PLACE) {
+        return Ok(fd);
+    }
+    let device = |stat: &libc::stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && !is_known_device(stat.st_rdev);
+    let usable = |fd: i32| fs::fcntl(fd, libc::F_GETFL, 0).is_ok_and(|flags| flags & libc::O_PATH as u64 == 0);
+    if fs::stat_fd(fd as i32).is_ok_and(|stat| device(&stat)) && usable(fd as i32) {
+        let _ = fs::close(fd as i32);
+        let mut name = Text::of(b"open of a device (");
+        let mut shown = [0u8; 64];
+        name.push(user::read_string(path, &mut shown).unwrap_or(&[])).push(b")");
+        say_refused(number as u64, name.as_bytes(), b"what its driver holds cannot be made again after a failure");
+        return error(libc::ENODEV);
+    }
+    Ok(fd)
 }
 
 /// socket(2): what a resume could not make again is refused here, not found out there.

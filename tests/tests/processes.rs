@@ -30,6 +30,30 @@ fn a_program_that_has_taken_all_descriptors() {
     check_lives(&limited.arg(&guest.program).args(&guest.arguments), 3);
 }
 
+/// A device whose driver's state would be lost is refused at once; what natively fails fails in the same way.
+#[test]
+fn devices_of_unknown_kinds() {
+    let store = Store::of_caller();
+    let script = "\
+import os
+for name in 'null zero full urandom autofs fuse kvm loop-control'.split():
+  try:
+    print(name, os.open('/dev/' + name, os.O_RDONLY) > 0)
+  except OSError as e:
+    print(name, e.strerror)";
+    let python = Guest::installed("python3").args(["-c", script]);
+    let native = python.finish_natively(&store, &store.work_dir("native"));
+    let is = store.call("run", &["-n", "devices", "--", "/usr/bin/python3", "-c", script]);
+    let native = String::from_utf8_lossy(&native.stdout).into_owned();
+    let kept = ["null", "zero", "full", "urandom"];
+    let expected = native.lines().map(|line| match line.strip_suffix(" True") {
+        Some(name) if !kept.contains(&name) => format!("{name} No such device\n"),
+        _ => format!("{line}\n"),
+    });
+    let expected: String = expected.collect();
+    assert_eq!((is.status, String::from_utf8_lossy(&is.stdout).into_owned()), (0, expected), "{}", is.stderr);
+}
+
 /// A descriptor that no resume could make again is refused when the program asks for it.
 #[test]
 fn sockets_of_unknown_families() {

@@ -70,7 +70,7 @@ fn region_in_reach() -> bool {
 /// An image that does not load the shim would run on unprotected, and in silence: refused here, by name.
 fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno> {
     let mut buffer = [0u8; PATH_BYTES];
-    let name = read_string(path, &mut buffer)?;
+    let name = user::read_string(path, &mut buffer)?;
     let mut path = fs::Path::new();
     path.push(name);
     if !region_in_reach() {
@@ -177,7 +177,7 @@ fn build_environment(environment: u64) -> Result64 {
     number.number(lock as u64);
     push(bump.put(&[ENV_REGION.as_bytes(), b"=", number.as_bytes(), b":", region])?)?;
     let mut old = [0u8; PATH_BYTES];
-    let old = read_string(preload, &mut old)?;
+    let old = user::read_string(preload, &mut old)?;
     let separator: &[u8] = if old.is_empty() { b"" } else { b":" };
     push(bump.put(&[b"LD_PRELOAD=", region, b"/", SHIM_FILE.as_bytes(), separator, old])?)?;
     push(0)?;
@@ -201,19 +201,4 @@ fn begins(address: u64, prefix: &[u8]) -> Result<bool, Errno> {
         }
     }
     Ok(true)
-}
-
-/// The program's string at `address` (0: empty).
-fn read_string(address: u64, buffer: &mut [u8; PATH_BYTES]) -> Result<&[u8], Errno> {
-    let mut length = 0;
-    while address != 0 && length < PATH_BYTES {
-        // SAFETY: a byte.
-        let byte: u8 = unsafe { user::read(address + length as u64) }?;
-        if byte == 0 {
-            break;
-        }
-        buffer[length] = byte;
-        length += 1;
-    }
-    Ok(&buffer[..length])
 }

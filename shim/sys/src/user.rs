@@ -79,6 +79,21 @@ pub unsafe fn read<T: Copy>(from: u64) -> Result<T, Errno> {
     Ok(unsafe { value.assume_init() })
 }
 
+/// The program's string at `address` (0: empty), as far as the buffer holds it.
+pub fn read_string(address: u64, buffer: &mut [u8]) -> Result<&[u8], Errno> {
+    let mut length = 0;
+    while address != 0 && length < buffer.len() {
+        // SAFETY: a byte.
+        let byte: u8 = unsafe { read(address + length as u64) }?;
+        if byte == 0 {
+            break;
+        }
+        buffer[length] = byte;
+        length += 1;
+    }
+    Ok(&buffer[..length])
+}
+
 /// Writes a plain value to the program's memory.
 ///
 /// # Safety

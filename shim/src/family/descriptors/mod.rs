@@ -39,6 +39,7 @@ mod watches;
 
 pub use placement::{revive, stdio_identity};
 pub use table::capture;
+pub use terminals::is_known as is_known_device;
 pub use thread_files::revive as revive_thread_files;
 
 /// What a save needs to know, and where its records go.

@@ -57,6 +57,12 @@ fn in_foreground(terminal: i32) -> bool {
     group.is_ok_and(|group| fs::foreground(terminal) == Ok(group as i32))
 }
 
+/// Whether a character device can be opened again: memory devices, terminals, the hardware's random numbers. Others have a
+/// driver's state behind them.
+pub fn is_known(device: u64) -> bool {
+    matches!((libc::major(device), libc::minor(device)), (1 | 4 | 5 | 136..=143 | 166 | 188 | 204, _) | (10, 183))
+}
+
 /// Describes a character device.
 pub fn capture_device(c: &mut Capture<'_>, found: &Found<'_>, link: &[u8]) -> Result<(), Failure> {
     let stat = fs::stat_fd(found.fd).map_err(|e| Failure::about(link).errno(e))?;
@@ -78,8 +84,7 @@ pub fn capture_device(c: &mut Capture<'_>, found: &Found<'_>, link: &[u8]) -> Re
         used = SETTINGS;
     }
     let termios = settings.get(..used).unwrap_or(&[]);
-    // Memory devices, terminals, the hardware's random numbers: others have a driver's state behind them.
-    let known = matches!((major, minor), (1 | 4 | 5 | 136..=143 | 166 | 188 | 204, _) | (10, 183));
+    let known = is_known(stat.st_rdev);
     match fs::pseudo_terminal(found.fd) {
         Ok(_) => found.describe(c.put, Object::Device { path: MASTER, termios }),
         Err(_) if known && !link.ends_with(b" (deleted)") => {
