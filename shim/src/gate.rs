@@ -116,7 +116,7 @@ fn descriptor_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
             error(libc::EBADF)
         }
         libc::SYS_close_range => close_range(a, own),
-        libc::SYS_socket => socket(a),
+        libc::SYS_socket if slot.borrowed == 0 => socket(a),
         libc::SYS_open => open(slot, number, a, a[0]),
         libc::SYS_openat | libc::SYS_openat2 => open(slot, number, a, a[1]),
         _ => wait_call(slot, number, a),
@@ -127,8 +127,9 @@ fn descriptor_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
 fn open(slot: &mut Slot, number: i64, a: [u64; 6], path: u64) -> Result64 {
     const PLACE: [u8; 5] = *b"/dev/";
     let fd = wait_call(slot, number, a)?;
+    // What a vfork child opens goes with it.
     // SAFETY: bytes.
-    if unsafe { user::read::<[u8; 5]>(path) } != Ok(PLACE) {
+    if slot.borrowed != 0 || unsafe { user::read::<[u8; 5]>(path) } != Ok(PLACE) {
         return Ok(fd);
     }
     let device = |stat: &libc::stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && !is_known_device(stat.st_rdev);
