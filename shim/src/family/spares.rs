@@ -2,7 +2,7 @@
 //!
 //! Freeing a page of a file and getting a new one costs several times what clearing it does, and programs that map and
 //! unmap their buffers do both all the time. So on a store in memory the content of what is unmapped stays for a while,
-//! up to [`MOST`]; region memory that comes to lie there is cleared ([`recycle`]) or has the old content taken out
+//! as much as [`allowed`]; region memory that comes to lie there is cleared ([`recycle`]) or has the old content taken out
 //! ([`reclaim`]) first. Content outside of region memory lies in spares only.
 //!
 //! Everything here is called under the memory lock. Neighbours: `memory` and `memory_map`.
@@ -11,11 +11,16 @@
 use super::memory::{by_slice, extents, slice_fd};
 use crate::control;
 use zhuque_abi::header::{MAX_SPARES, Spare};
+use zhuque_abi::layout::slice_of;
 use zhuque_abi::life::boot_flag;
 use zhuque_sys::{Errno, fs, mm};
 
-/// Bytes kept at most: what a program's working set can save, while the store does not notice.
+/// Bytes kept at most.
 const MOST: u64 = 64 << 20;
+/// Bytes that any program may keep.
+const LEAST: u64 = 4 << 20;
+/// Otherwise at most this part of what the program has: an eighth.
+const PART: u64 = 8;
 /// Largest piece that is kept.
 const LARGEST: u64 = 32 << 20;
 /// Largest mapping that is cleared rather than taken out: the gate may not take long.
@@ -36,36 +41,49 @@ pub fn keeps(bytes: u64) -> bool {
     control::life().flags & (boot_flag::SYNC_REGION | boot_flag::DAX) == 0 && bytes <= LARGEST
 }
 
-/// Keeps the content of region memory that is about to be unmapped.
+/// Bytes that may be kept now: a part of what the program has around `address`, and nothing if the store is filling up.
+fn allowed(address: u64) -> u64 {
+    let fd = slice_fd(slice_of(address).0);
+    let used = fs::stat_fd(fd).map_or(0, |stat| stat.st_blocks as u64 * 512);
+    let free = fs::free_bytes(fd).unwrap_or(0);
+    if free < 4 * MOST { 0 } else { (used / PART).clamp(LEAST, MOST) }
+}
+
+/// Keeps the content of region memory that is about to be unmapped, or takes it out.
 pub fn keep(start: u64, end: u64) -> Result<(), Errno> {
+    let allowed = allowed(start);
     let spares = all();
-    // What touches becomes one; the result is the youngest.
+    // What touches becomes one, in moderation; the result is the youngest.
     let mut new = Spare { start, end };
     let mut kept = 0;
     let mut total = end - start;
     for index in 0..MAX_SPARES {
         let spare = spares[index];
-        if spare.end == new.start || spare.start == new.end && spare.end != 0 {
-            new = Spare { start: spare.start.min(new.start), end: spare.end.max(new.end) };
-            total += spare.end - spare.start;
-        } else if spare.end != 0 {
-            total += spare.end - spare.start;
+        if spare.end == 0 {
+            break;
+        }
+        total += spare.end - spare.start;
+        let both = Spare { start: spare.start.min(new.start), end: spare.end.max(new.end) };
+        if (spare.end == new.start || spare.start == new.end) && both.end - both.start <= LARGEST {
+            new = both;
+        } else {
             spares[kept] = spare;
             kept += 1;
         }
     }
     spares[kept..].fill(Spare::default());
-    // The oldest go.
-    let mut gone = 0;
-    while gone < kept && (total > MOST || kept - gone == MAX_SPARES) {
-        total -= spares[gone].end - spares[gone].start;
-        take_out(spares[gone])?;
-        gone += 1;
+    // The oldest go, and the new one if it alone is too much.
+    while kept > 0 && (total > allowed || kept == MAX_SPARES) {
+        total -= spares[0].end - spares[0].start;
+        take_out(spares[0])?;
+        spares.copy_within(1..kept, 0);
+        kept -= 1;
+        spares[kept] = Spare::default();
     }
-    spares.copy_within(gone..kept, 0);
-    kept -= gone;
+    if total > allowed {
+        return take_out(new);
+    }
     spares[kept] = new;
-    spares[kept + 1..].fill(Spare::default());
     Ok(())
 }
 

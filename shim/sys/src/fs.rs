@@ -259,6 +259,17 @@ pub fn allocate(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
     }
 }
 
+/// fstatfs(2): bytes that are free on the file system of `fd`.
+pub fn free_bytes(fd: i32) -> Result<u64, Errno> {
+    let mut found = core::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the target is a local of the kernel's struct statfs; all-zero is valid for it.
+    let found = unsafe {
+        check(call2(libc::SYS_fstatfs as usize, fd as isize as usize, found.as_mut_ptr() as usize))?;
+        found.assume_init()
+    };
+    Ok(found.f_bavail.saturating_mul(found.f_bsize as u64))
+}
+
 /// ftruncate(2).
 pub fn truncate(fd: i32, bytes: u64) -> Result<(), Errno> {
     // SAFETY: no memory involved.
