@@ -2,7 +2,8 @@
 
     attributes.py [STEPS]
 
-Niceness, processors, file mode mask, working directory, arguments, name of a thread, limits, an unlinked open file.
+Niceness, processors, file mode mask, working directory, arguments, name of a thread, limits, scheduling, an unlinked
+open file, open files of threads.
 """
 
 import os
@@ -62,15 +63,21 @@ def look():
         os.getpid(),
         os.getppid(),
         threading.get_native_id() == os.getpid(),
+        [file.seek(0) or file.read() for file in main_files],
+        os.sched_getscheduler(0),
     )
 
 
+# Files of the main thread, open all the time.
+main_files = [open("/proc/self/comm"), open("/proc/thread-self/comm")]
+os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 first = look()
 for step in range(STEPS):
     now = look()
     if now != first:
+        done.set()
         sys.exit(f"step {step}: {now} instead of {first}")
     time.sleep(0.025)
 done.set()
 thread.join()
-print("niceness", first[0], "mask", first[2], "in", first[3], "as", first[4], "limit", first[5], first[6], first[9], names)
+print("niceness", first[0], "mask", first[2], "in", first[3], "as", first[4], "limit", first[5], first[6], *first[9:], names)

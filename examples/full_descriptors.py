@@ -6,6 +6,7 @@
 import os
 import resource
 import sys
+import threading
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 400
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -17,6 +18,21 @@ while True:
     except OSError as error:
         print(error.strerror)
         break
+
+
+def take_one_more():
+    """As accept loops do: tries again and again, and would have what is free for a moment."""
+    while not done:
+        try:
+            extra.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+
+
+done, extra = False, []
+takers = [threading.Thread(target=take_one_more) for _ in range(2)]
+for taker in takers:
+    taker.start()
 total = 0
 for step in range(STEPS):
     os.write(writer, b"%d" % step)
@@ -27,6 +43,11 @@ for step in range(STEPS):
         total += 1
     else:
         sys.exit("a descriptor too many")
+done = True
+for taker in takers:
+    taker.join()
+if extra:
+    sys.exit(f"descriptors too many: {extra}")
 print(total, resource.getrlimit(resource.RLIMIT_NOFILE), os.read(taken[-1], 1))
 os.close(taken.pop())
 print(os.dup(0) >= 0)

@@ -14,7 +14,7 @@ use crate::{control, die};
 use core::sync::atomic::Ordering;
 use zhuque_abi::slot::{Retry, Slot, pending};
 use zhuque_model::calls::{Family, Treatment, lookup};
-use zhuque_sys::{Errno, check, fs, raw::call6, user};
+use zhuque_sys::{Errno, check, raw::call6, user};
 
 /// Result of a call: a value or an error number.
 pub type Result64 = Result<u64, Errno>;
@@ -117,32 +117,34 @@ fn descriptor_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
         }
         libc::SYS_close_range => close_range(a, own),
         libc::SYS_socket if slot.borrowed == 0 => socket(a),
-        libc::SYS_open => open(slot, number, a, a[0]),
-        libc::SYS_openat | libc::SYS_openat2 => open(slot, number, a, a[1]),
+        libc::SYS_open => open(slot, number, a, libc::AT_FDCWD as u64, a[0]),
+        libc::SYS_openat | libc::SYS_openat2 => open(slot, number, a, a[0], a[1]),
         _ => wait_call(slot, number, a),
     }
 }
 
-/// open(2) and its like: a device whose driver's state a resume could not make again is refused.
-fn open(slot: &mut Slot, number: i64, a: [u64; 6], path: u64) -> Result64 {
+/// open(2) and its like: a device whose driver's state a resume could not make again is refused, before it is touched.
+fn open(slot: &mut Slot, number: i64, a: [u64; 6], directory: u64, path: u64) -> Result64 {
     const PLACE: [u8; 5] = *b"/dev/";
-    let fd = wait_call(slot, number, a)?;
     // What a vfork child opens goes with it.
     // SAFETY: bytes.
-    if slot.borrowed != 0 || unsafe { user::read::<[u8; 5]>(path) } != Ok(PLACE) {
-        return Ok(fd);
-    }
-    let device = |stat: &libc::stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && !is_known_device(stat.st_rdev);
-    let usable = |fd: i32| fs::fcntl(fd, libc::F_GETFL, 0).is_ok_and(|flags| flags & libc::O_PATH as u64 == 0);
-    if fs::stat_fd(fd as i32).is_ok_and(|stat| device(&stat)) && usable(fd as i32) {
-        let _ = fs::close(fd as i32);
-        let mut name = Text::of(b"open of a device (");
+    if slot.borrowed == 0 && unsafe { user::read::<[u8; 5]>(path) } == Ok(PLACE) && is_foreign(directory, path) {
         let mut shown = [0u8; 64];
+        let mut name = Text::of(b"open of a device (");
         name.push(user::read_string(path, &mut shown).unwrap_or(&[])).push(b")");
         say_refused(number as u64, name.as_bytes(), b"what its driver holds cannot be made again after a failure");
         return error(libc::ENODEV);
     }
-    Ok(fd)
+    wait_call(slot, number, a)
+}
+
+/// Whether the program's path leads to such a device.
+fn is_foreign(directory: u64, path: u64) -> bool {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
+    let found = raw(libc::SYS_newfstatat, [directory, path, stat.as_mut_ptr() as u64, 0, 0, 0]);
+    // SAFETY: all-zero is valid, and so is what the kernel writes.
+    let stat = unsafe { stat.assume_init() };
+    found.is_ok() && stat.st_mode & libc::S_IFMT == libc::S_IFCHR && !is_known_device(stat.st_rdev)
 }
 
 /// socket(2): what a resume could not make again is refused here, not found out there.

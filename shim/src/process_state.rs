@@ -40,6 +40,8 @@ fn next_pending() -> Option<SigInfo> {
     let mut info: SigInfo = [0; 16];
     let number = signal::take_pending(save::takes(!0), &mut info).ok()?;
     info[0] = info[0] & !0xffff_ffff | u64::from(number);
+    // The kernel's id of this life means nothing in the next.
+    crate::family::signals::virtual_sender(&mut info);
     Some(info)
 }
 
@@ -290,8 +292,7 @@ pub fn revive(process_record: &Process<'_>) -> Result<(), Failure> {
 /// Sets a resource limit again; the one for descriptors comes last, after they are all there.
 pub fn revive_limit(resource: u32, soft: u64, hard: u64) {
     if resource == libc::RLIMIT_NOFILE {
-        let _ = crate::family::limits::set(soft, hard);
-        return;
+        return crate::family::limits::revive(soft, hard);
     }
     let _ = process::limit(resource, Some([soft, hard]));
 }

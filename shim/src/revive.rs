@@ -137,7 +137,10 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             let _ = process::futex_wait(&control::life().waiting, waiting, 10_000_000);
         }
     }
-    family::revive_thread_files(journal(), &family::ids::real_thread);
+    // The main thread has not settled yet: it is the one that runs here.
+    let main = |thread: u32| thread == family::ids::virtual_pid();
+    let real = |thread: u32| if main(thread) { Some(process::pid()) } else { family::ids::real_thread(thread) };
+    family::revive_thread_files(journal(), &real);
     for record in Records::new(journal()).flatten() {
         match record {
             Record::Limit { resource, soft, hard } => process_state::revive_limit(resource, soft, hard),
@@ -250,6 +253,7 @@ fn after_commit(args: &ResumeArgs) {
     for record in Records::new(journal()).flatten() {
         match record {
             Record::PendingSignal { thread, info } => raise_again(thread, &info),
+            Record::Limit { resource: libc::RLIMIT_NOFILE, hard, .. } => family::limits::revived(hard),
             Record::IntervalTimer { which, value_ns, interval_ns } => {
                 process_state::revive_timer(which, value_ns, interval_ns);
             }
@@ -338,6 +342,10 @@ fn go(slot: &mut Slot) -> ! {
     if slot.rseq != 0 {
         // SAFETY: the thread's own area, as it had registered it.
         let _ = unsafe { process::rseq(slot.rseq, slot.rseq_bytes, 0, slot.rseq_signature) };
+    }
+    if slot.own_power.load(Ordering::Acquire) != 0 {
+        // Sent before the save, by a thread whose word to this one the kernel has not kept.
+        let _ = signal::send(control::life().pid, process::tid(), SIGPWR);
     }
     // SAFETY: the frame is complete; the kernel checks what it must.
     unsafe { zhuque_return_to_frame(frame) }

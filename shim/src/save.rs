@@ -66,8 +66,43 @@ pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Re
         // SAFETY: the leader alone uses the scratch memory: its upper end is the stack, the rest is for the families.
         unsafe { zhuque_on_stack(scratch + bytes, lead, slot as *mut Slot as u64) };
     }
+    let mut collected = 0;
     loop {
-        let _ = process::futex_wait(&life.round, life.round.load(Ordering::Relaxed), 0);
+        let round = life.round.load(Ordering::Acquire);
+        if life.collect.load(Ordering::Acquire) != collected {
+            collected += 1;
+            process_state::note_pending(slot);
+            life.collected.fetch_add(1, Ordering::AcqRel);
+            process::futex_wake(&life.collected, 1);
+        }
+        let _ = process::futex_wait(&life.round, round, 0);
+    }
+}
+
+/// A signal has been sent by one of the program's threads to another. If power is failing the target may have looked for
+/// pending signals already, so all will look once more. The sender stands still later than this.
+pub fn note_sent() {
+    if announced() {
+        control::life().late.store(1, Ordering::Release);
+    }
+}
+
+/// Lets every thread look for signals that have come to it since it stands still, if there may be any.
+fn collect_signals(life: &Life, leader: &Slot) {
+    if life.late.swap(0, Ordering::AcqRel) == 0 {
+        return;
+    }
+    process_state::note_pending(leader);
+    let others = saved_threads() - 1;
+    life.collect.fetch_add(1, Ordering::AcqRel);
+    life.round.fetch_add(1, Ordering::AcqRel);
+    process::futex_wake(&life.round, u32::MAX >> 1);
+    loop {
+        let collected = life.collected.load(Ordering::Acquire);
+        if collected >= others {
+            return;
+        }
+        let _ = process::futex_wait(&life.collected, collected, PATIENCE);
     }
 }
 
@@ -148,21 +183,23 @@ pub fn release_after_fork() {
 }
 
 /// The leader's work, on the scratch stack.
-extern "C" fn lead(_slot: u64) {
+extern "C" fn lead(slot: u64) {
     let life = control::life();
+    // SAFETY: the leader's own slot, which it does not use otherwise from here on.
+    let leader = unsafe { &*(slot as *const Slot) };
     let (scratch, bytes) = control::scratch();
     // This thread's own signal stack holds its saved frame: faults of the copies below get another one.
     // SAFETY: the memory between the families' scratch and this stack is nobody's.
     let _ = unsafe { signal::set_alternate_stack(scratch + bytes / 2, SIGNAL_STACK_BYTES, 0) };
     signal::set_mask(!FAULTS);
-    let descriptors = make_room(life);
     let deadline = life.announced_ns.load(Ordering::Acquire) + life.hold_up_ns.max(1_000_000);
-    if !gather(life, deadline) {
-        unsaved(Reason::Timeout, b"not every thread could be stopped in time");
-    }
+    let Some(descriptors) = gather(life, deadline) else {
+        unsaved(Reason::Timeout, b"not every thread could be stopped in time")
+    };
     if descriptors.scarce {
         close_empty_slices(life);
     }
+    collect_signals(life, leader);
     let stopped = time::now(libc::CLOCK_MONOTONIC) as u64;
     // The clocks stop before what remains of timers is read, and go on before timers are armed again: a timer may then
     // be late by the program's clocks, never early.
@@ -175,29 +212,69 @@ extern "C" fn lead(_slot: u64) {
     commit(life, stopped, clocks, &journal)
 }
 
-/// Calls every thread until all of them stand still; false when time is up.
+/// Calls every thread until all of them stand still; `None` when time is up. What the save may open is known then.
 ///
 /// Every thread that parks wakes the leader, which only counts slots then. The kernel's list of threads, which is the
-/// truth but costs a microsecond a thread, is read at the beginning, when the slots say that all are there, and when
-/// nothing has happened for a while.
-fn gather(life: &Life, deadline: u64) -> bool {
-    let mut listed = 0;
+/// truth but costs a microsecond a thread and a descriptor, is read when the slots say that all are there: nobody takes
+/// descriptors of the program's any more then.
+fn gather(life: &Life, deadline: u64) -> Option<Room> {
+    let (mut called, mut room) = (0, None);
     loop {
         // Read before the count, so that a thread which parks meanwhile ends the wait below at once.
         let parked = life.parked.load(Ordering::Acquire);
         let now = time::now(libc::CLOCK_MONOTONIC) as u64;
-        if saved_threads() >= live_threads() || now - listed > PATIENCE as u64 {
-            let (tasks, missing) = call_threads(life);
-            if missing == 0 && tasks == saved_threads() {
-                return true;
+        let (missing, suspended) = standing();
+        if missing == 0 {
+            let room = *room.get_or_insert_with(|| make_room(life));
+            if suspended == 0 {
+                let (tasks, others) = call_threads(life);
+                if others == 0 && tasks == saved_threads() {
+                    return Some(room);
+                }
+            } else {
+                end_vfork_children();
             }
-            if now > deadline {
-                return false;
-            }
-            listed = now;
-            end_vfork_children();
+        }
+        if now > deadline {
+            return None;
+        }
+        if now - called > PATIENCE as u64 {
+            call_missing(life);
+            called = now;
         }
         let _ = process::futex_wait(&life.parked, parked, PATIENCE);
+    }
+}
+
+/// Numbers of threads that do not stand still: those that can be called, and those that are suspended by a vfork child.
+fn standing() -> (u32, u32) {
+    let (mut missing, mut suspended) = (0, 0);
+    for index in (0..control::slots()).filter(|&index| control::life_thread(index).parked.load(Ordering::Acquire) == 0)
+    {
+        // SAFETY: plain words; a stale value costs one more look.
+        let (state, vfork) = unsafe {
+            let slot = control::slot(index);
+            ((*slot).state.load(Ordering::Acquire), core::ptr::read_volatile(&raw const (*slot).suspended))
+        };
+        match (state, vfork) {
+            (state::FREE, _) => {}
+            (state::LIVE, 1..) => suspended += 1,
+            _ => missing += 1,
+        }
+    }
+    (missing, suspended)
+}
+
+/// Sends SIGPWR to the threads that do not stand still, by what the slots say.
+fn call_missing(life: &Life) {
+    for index in 0..control::slots() {
+        let thread = control::life_thread(index);
+        let tid = thread.tid.load(Ordering::Acquire);
+        // SAFETY: an atomic field of the control mapping.
+        let live = unsafe { (*control::slot(index)).state.load(Ordering::Acquire) } != state::FREE;
+        if live && tid != 0 && thread.parked.load(Ordering::Acquire) != parked::SAVED {
+            let _ = signal::send(life.pid, tid, libc::SIGPWR as u32);
+        }
     }
 }
 
@@ -233,8 +310,7 @@ fn end_vfork_children() {
         let Ok(text) = crate::entry::maps::read_whole(path.as_bytes(), &mut buffer) else { continue };
         for word in text.split(|&byte| byte == b' ') {
             if let Some((pid, _)) = crate::entry::maps::number(word, 10) {
-                family::processes::note_killed(pid as u32);
-                let _ = process::kill(pid as i32, libc::SIGKILL as u32);
+                family::processes::end_by_failure(pid as u32);
             }
         }
     }
@@ -316,13 +392,15 @@ pub fn append(record: &Record<'_>) {
 }
 
 /// The program's limit of descriptors, and whether the save cannot have more.
+#[derive(Clone, Copy)]
 struct Room {
     limit: [u64; 2],
     scarce: bool,
 }
 
 /// Descriptors for the save's own use, also where the program has taken all that it may have: raises the limit; where
-/// that is not allowed, closes the control file, which stays mapped. That is enough until everything stands still.
+/// that is not allowed, closes the control file, which stays mapped. That is enough until everything stands still. No
+/// thread of the program runs any more.
 fn make_room(life: &Life) -> Room {
     let limit = limits::limit().unwrap_or([0; 2]);
     let [soft, hard] = process::limit(libc::RLIMIT_NOFILE, None).unwrap_or([0; 2]);
@@ -335,12 +413,15 @@ fn make_room(life: &Life) -> Room {
     Room { limit, scarce }
 }
 
-/// Slices in which nothing is mapped have nothing to be written back.
+/// Slices in which nothing is mapped have no content to be written back, but perhaps holes.
 fn close_empty_slices(life: &Life) {
     // SAFETY: everything stands still.
     let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
     for (index, &fd) in (0u64..).zip(&life.descriptors.slices) {
         if tree.range(index * SLICE_BYTES, (index + 1) * SLICE_BYTES).next().is_none() {
+            if life.flags & boot_flag::SYNC_REGION != 0 {
+                let _ = fs::sync_data(fd);
+            }
             let _ = fs::close(fd);
         }
     }

@@ -56,7 +56,9 @@ pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
         let tid = control::life_thread(index).tid.load(Ordering::Acquire);
         let mut mask = [0u8; 128];
         affinity(tid, &mut mask);
-        let Attributes { policy, nice, priority, .. } = attributes(tid);
+        let Attributes { policy, flags, nice, priority, .. } = attributes(tid);
+        // As sched_getscheduler(2) says it, and sched_setscheduler takes it (SCHED_RESET_ON_FORK).
+        let policy = policy | if flags & 1 != 0 { 0x4000_0000 } else { 0 };
         let pinned: &[u8] = if mask == started { &[] } else { &mask };
         if nice != 0 || policy != 0 || !pinned.is_empty() {
             let priority = priority as i32;

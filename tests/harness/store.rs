@@ -125,6 +125,14 @@ impl Store {
         command
     }
 
+    /// The same from a shell that has run `limits` before (ulimit, say).
+    pub fn limited(&self, limits: &str, subcommand: &str) -> Command {
+        let mut command = command::command(Path::new("/bin/sh"), self.user);
+        command.args(["-c", &format!("{limits} && exec \"$@\""), "sh"]);
+        command.arg(&self.zhuque).arg(subcommand).arg("-s").arg(self.dir()).current_dir(&self.base);
+        command
+    }
+
     /// Runs `zhuque SUBCOMMAND -s STORE ARGUMENTS` to its end.
     pub fn call(&self, subcommand: &str, arguments: &[&str]) -> Finished {
         let mut command = self.zhuque(subcommand);

@@ -27,3 +27,15 @@ fn fresh_memory_is_zero_where_addresses_are_reused() {
 fn sixty_thousand_mappings() {
     check_lives(&Guest::c("manymaps").patience(Duration::from_secs(120)), 3);
 }
+
+/// What is mapped where a child still shares memory is never the child's to write.
+#[test]
+fn memory_shared_with_children() {
+    check_lives(&Guest::c("alias").arg("60"), 3);
+}
+
+/// Memory that appears under a waiting thread, and an unmapping that the kernel refuses.
+#[test]
+fn memory_that_others_wait_for() {
+    check_lives(&Guest::c("late").args(["900", "140000"]), 3);
+}

@@ -16,6 +16,12 @@ fn children_that_had_ended() {
     check_lives(&Guest::c("ended").arg("60"), 4);
 }
 
+/// A failure during a vfork, when the program itself hears nothing, is not forgotten.
+#[test]
+fn a_program_that_is_mostly_in_vfork() {
+    check_lives(&Guest::c("vforks").arg("60"), 3);
+}
+
 #[test]
 fn attributes_of_the_process() {
     check_lives(&Guest::python("attributes.py"), 3);

@@ -172,6 +172,18 @@ pub struct Spare {
     pub end: u64,
 }
 
+/// What is known of how the program uses the memory that it maps (`family::ahead`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Ahead {
+    /// Size of the mappings in question, bytes.
+    pub bytes: u64,
+    /// Address of the one that was left alone, to see whether it is used; 0: none.
+    pub sample: u64,
+    /// Mappings whose pages are still to be made ahead.
+    pub left: u64,
+}
+
 /// Number of [`Spare`] entries.
 pub const MAX_SPARES: usize = 64;
 
@@ -221,6 +233,8 @@ pub struct Globals {
     pub vdso_bytes: u64,
     /// Offsets in that copy of the wrapped functions' entries, in the order of [`crate::life::VDSO_FUNCTIONS`].
     pub vdso_entries: [u64; 6],
+    /// Which pages are made ahead of their use.
+    pub ahead: Ahead,
     /// Memory that was given back and is kept, oldest first, used entries first.
     pub spares: [Spare; MAX_SPARES],
     /// Generation of a recovery signal that is still to be taken, since the program has SIGPWR blocked; 0: none.

@@ -128,8 +128,13 @@ pub struct Life {
     pub flags: u32,
     /// Real process id of the parent when this life began: the launcher, or whoever the program was started by.
     pub parent: u32,
-    /// Named padding.
-    pub reserved: u32,
+    /// 1: a thread of the program has sent a signal to another since the failure was announced, which may have come to
+    /// one that stood still already.
+    pub late: AtomicU32,
+    /// Raised by the leader of a save for every thread to look for such signals.
+    pub collect: AtomicU32,
+    /// How many have looked since.
+    pub collected: AtomicU32,
     /// See [`stop`].
     pub stop: AtomicU32,
     /// Slot index + 1 of the thread that leads the stop.

@@ -209,6 +209,8 @@ pub struct Slot {
     pub temp_mask: u64,
     /// See `temp_mask`.
     pub temp_valid: u64,
+    /// The bits of SIGSYS and SIGPWR in the temporary mask.
+    pub temp_own_mask: u64,
     /// The program's CLOCK_MONOTONIC when the timed call under way began, ns.
     pub began_ns: u64,
     /// Fork: stack pointer that the child is to have, 0: its parent's.

@@ -101,7 +101,8 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
     let sender = (info[2] & 0xffff_ffff) as u32;
     // A vfork child kicks itself under its own id.
     let kick = code == SI_TKILL && (sender == life.pid || slot.borrowed != 0 && sender == process::pid());
-    if !kick && slot.borrowed == 0 {
+    // A parent that has just come back from vfork looks like its child for some instructions more.
+    if !kick && (slot.borrowed == 0 || process::pid() == life.pid) {
         save::announce();
     }
     let mut retry = match place::program_state(context, slot) {

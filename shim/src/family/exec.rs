@@ -22,6 +22,7 @@ const MAX_VARIABLES: usize = 1 << 16;
 pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     let [directory, path, arguments, environment, flags] = a;
     refuse_unprotected(directory, path, flags)?;
+    refuse_sharing()?;
     let mask = signal::set_mask(!0);
     // What has been put off, and a failure, come first: the new image would know nothing of them.
     if slot.pending.load(Ordering::Acquire) != 0 || crate::save::announced() {
@@ -85,6 +86,16 @@ fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno
         crate::die::say(&text);
         Errno(libc::EACCES)
     })
+}
+
+/// A new image uses the same files as the one before: a child that still shares memory with that would write into it.
+fn refuse_sharing() -> Result<(), Errno> {
+    let sharing = super::memory::Memory::lock().tree.iter().any(|run| super::memory::shared(&run));
+    if sharing && super::processes::any_children() {
+        crate::gate::say_refused(libc::SYS_execve as u64, b"exec", b"a child still shares memory with the program");
+        return error(libc::EBUSY);
+    }
+    Ok(())
 }
 
 /// Tells the new image, in the boot file, what holds in this life (the machine, so its vdso, may be another than at

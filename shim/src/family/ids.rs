@@ -121,22 +121,19 @@ pub fn send_signal(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
         }
         _ => {}
     }
-    if let Some((index, info)) = own_power(slot, number, a)? {
-        super::recovery::send(index, info);
-        // The kernel's SIGPWR of a thread to another of the same process tells it to look.
-        let tid = control::life_thread(index).tid.load(Ordering::Relaxed);
-        return raw(libc::SYS_tgkill, [u64::from(control::life().pid), u64::from(tid), SIGPWR, 0, 0, 0]);
+    match own_power(slot, number, a)? {
+        Some((tid, info)) if super::recovery::send(tid, info) => Ok(0),
+        _ => raw(number, a).inspect(|_| crate::save::note_sent()),
     }
-    raw(number, a)
 }
 
 const SIGPWR: u64 = libc::SIGPWR as u64;
 /// si_code of tgkill.
 const SI_TKILL: u32 = -6i32 as u32;
 
-/// The slot of the thread that a SIGPWR of the program's own is meant for, with its siginfo, if the call names a thread. A SIGPWR for the
+/// The kernel's id of the thread that a SIGPWR of the program's own is meant for, with its siginfo, if the call names a thread. A SIGPWR for the
 /// process announces a power failure, whoever sends it.
-fn own_power(slot: &Slot, number: i64, a: [u64; 6]) -> Result<Option<(usize, SigInfo)>, Errno> {
+fn own_power(slot: &Slot, number: i64, a: [u64; 6]) -> Result<Option<(u32, SigInfo)>, Errno> {
     let (tid, signal) = match number {
         libc::SYS_tkill => (a[0] as u32, a[1]),
         libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo if a[0] as u32 == control::life().pid => (a[1] as u32, a[2]),
@@ -145,8 +142,6 @@ fn own_power(slot: &Slot, number: i64, a: [u64; 6]) -> Result<Option<(usize, Sig
     if signal as u32 != SIGPWR as u32 || slot.borrowed != 0 {
         return Ok(None);
     }
-    let ours = |&index: &usize| control::life_thread(index).tid.load(Ordering::Relaxed) == tid && tid != 0;
-    let Some(index) = (0..control::slots()).find(ours) else { return Ok(None) };
     let mut info: SigInfo = [0; 16];
     if number == libc::SYS_rt_tgsigqueueinfo {
         // SAFETY: a siginfo.
@@ -157,7 +152,8 @@ fn own_power(slot: &Slot, number: i64, a: [u64; 6]) -> Result<Option<(usize, Sig
         let user = unsafe { process::other(libc::SYS_getuid, [0; 6]) }.unwrap_or(0) as u64;
         info[0] = SIGPWR;
         info[1] = u64::from(SI_TKILL);
-        info[2] = u64::from(control::life().pid) | user << 32;
+        // As the program knows it: it may be taken in a later life.
+        info[2] = u64::from(virtual_pid()) | user << 32;
     }
-    Ok(Some((index, info)))
+    Ok(Some((tid, info)))
 }

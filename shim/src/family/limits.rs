@@ -21,7 +21,15 @@ pub fn serve(number: i64, a: [u64; 6]) -> Option<Result64> {
         libc::SYS_setrlimit => (0, a[0], a[1], 0),
         _ => (super::ids::real(a[0] as i32), a[1], a[2], a[3]),
     };
-    let ours = target == 0 || target as u32 == control::life().pid;
+    if number != libc::SYS_prlimit64 && new | old == 0 {
+        return Some(error(libc::EFAULT));
+    }
+    let ours = target == 0 || super::ids::virtual_thread(target as u32).is_some();
+    if ours && resource as u32 == libc::RLIMIT_FSIZE {
+        // Memory that is made ahead is written to files: not while this limit changes.
+        let _memory = super::memory::Memory::lock();
+        return Some(raw(number, a));
+    }
     (ours && resource as u32 as u64 == NOFILE).then(|| descriptors(new, old))
 }
 
@@ -52,18 +60,39 @@ pub fn limit() -> Result<[u64; 2], Errno> {
     })
 }
 
-/// Sets both. The state lock is held, or everything stands still.
-pub fn set(soft: u64, hard: u64) -> Result<(), Errno> {
-    let [_, kernel] = process::limit(libc::RLIMIT_NOFILE, None)?;
+/// Sets both. The state lock is held.
+fn set(soft: u64, hard: u64) -> Result<(), Errno> {
     let [_, before] = limit()?;
     // The kernel would allow it up to its own limit, of which the program knows nothing.
     if hard > before && !may_raise() {
         return error(libc::EPERM);
     }
-    let room = hard.max(kernel.min(soft.saturating_add(ENOUGH)));
-    process::limit(libc::RLIMIT_NOFILE, Some([soft, room]))?;
-    told().store(if room == hard { 0 } else { hard.saturating_add(1) }, Ordering::Relaxed);
+    set_kernel(soft, hard)?;
+    tell(hard);
     Ok(())
+}
+
+/// Sets the kernel's limits for a program that is to know these.
+fn set_kernel(soft: u64, hard: u64) -> Result<(), Errno> {
+    let [_, kernel] = process::limit(libc::RLIMIT_NOFILE, None)?;
+    let room = hard.max(kernel.min(hard.saturating_add(ENOUGH)));
+    process::limit(libc::RLIMIT_NOFILE, Some([soft, room])).map(|_| ())
+}
+
+/// Remembers what the program knows, if it is not what the kernel says.
+fn tell(hard: u64) {
+    let kernel = process::limit(libc::RLIMIT_NOFILE, None).map_or(hard, |[_, kernel]| kernel);
+    told().store(if kernel == hard { 0 } else { hard.saturating_add(1) }, Ordering::Relaxed);
+}
+
+/// In a new life, before its commit: the region is not written to.
+pub fn revive(soft: u64, hard: u64) {
+    let _ = set_kernel(soft, hard);
+}
+
+/// The same after the commit.
+pub fn revived(hard: u64) {
+    tell(hard);
 }
 
 /// A forked child leaves the region: its limit is the one that it knows of.
@@ -81,9 +110,12 @@ fn may_raise() -> bool {
     let head = [VERSION_3, 0];
     let mut sets = [0u32; 6];
     let (head, sets) = (head.as_ptr() as u64, sets.as_mut_ptr() as u64);
-    // SAFETY: `sets` is the local that capget has filled.
-    raw(libc::SYS_capget, [head, sets, 0, 0, 0, 0]).is_ok()
-        && unsafe { core::ptr::read_volatile(sets as *const u32) } & 1 << SYS_RESOURCE != 0
+    if raw(libc::SYS_capget, [head, sets, 0, 0, 0, 0]).is_err() {
+        return false;
+    }
+    // SAFETY: the local that capget has filled.
+    let effective = unsafe { core::ptr::read_volatile(sets as *const u32) };
+    effective & 1 << SYS_RESOURCE != 0
 }
 
 fn told() -> &'static AtomicU64 {

@@ -1,14 +1,14 @@
 //! Memory: the calls that change mappings, with the region behind what was private and anonymous.
 //!
 //! The byte at address A lies in slice A >> 43 at offset A & (2^43 - 1), so that the mapping table is the only
-//! metadata. Every call here holds the memory lock from its look at the table to its change of it. The order of
-//! destruction matters and was measured: punch the hole while the address is still held, then unmap.
+//! metadata. Every call here holds the memory lock from its look at the table to its change of it, so that nobody gets
+//! at an address between the end of its mapping and that of its content.
 //!
 //! Neighbours: `memory_map` (mmap), `memory_move` (mremap), `memory_files` (the file table), and
 //! `zhuque_model::maptree` (the table).
 #![allow(unsafe_code)]
 
-use super::{memory_map, memory_move, spares};
+use super::{ahead, memory_map, memory_move, spares};
 use crate::control::{self, Lock};
 use crate::gate::{Result64, error, raw};
 use zhuque_abi::header::Globals;
@@ -115,14 +115,15 @@ pub fn map_slices(start: u64, end: u64, prot: u64, flags: i32) -> Result<(), Err
     })
 }
 
-/// As [`map_slices`], where no region memory was before: it reads zero.
+/// As [`map_slices`], where no region memory was before: it reads zero. What lies there is dealt with before anybody can
+/// reach the memory: another thread may be waiting for it to appear.
 pub fn fresh_slices(start: u64, end: u64, prot: u64, flags: i32) -> Result<(), Errno> {
-    let recycle = spares::can_recycle(start, end, prot);
-    if !recycle {
-        spares::reclaim(start, end)?;
-    }
+    let there = spares::ready(start, end, prot)? || ahead::ready(start, end, prot);
     map_slices(start, end, prot, flags)?;
-    if recycle { spares::recycle(start, end) } else { Ok(()) }
+    if there {
+        spares::present(start, end);
+    }
+    Ok(())
 }
 
 /// Discards the content of region memory in the range: it reads zero afterwards. The address is still mapped.
@@ -175,17 +176,21 @@ pub fn extents(
     Ok(())
 }
 
-/// Takes everything out of a range: content, mapping, table entry.
+/// Takes everything out of a range: mapping, content, table entry. An error has changed nothing.
 pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     not_ours(memory, start, end)?;
     // Splitting at both ends needs up to two nodes; know that before anything is lost.
     if memory.tree.spare() < 2 {
         return error(libc::ENOMEM);
     }
-    let shared = |run: &Mapping| run.attr.kind == Kind::Region && run.attr.flags & flag::SHARED != 0;
     if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_children() {
         return retire(memory, start, end);
     }
+    // Nobody else gets at these addresses before the lock is given up, so the content may go after the mapping: if the
+    // kernel refuses (it may have to split a mapping, and have too many), the program still has both.
+    // SAFETY: the program asked for it, and nothing of ours lies there.
+    unsafe { mm::munmap(start, end - start) }?;
+    crate::entry::patch::library_unmapped(memory, start, end);
     let private = |run: Mapping| run.attr.kind == Kind::Region && !shared(&run);
     if spares::keeps(end - start) && memory.tree.range(start, end).all(private) {
         for run in memory.tree.range(start, end) {
@@ -194,10 +199,15 @@ pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     } else {
         punch(memory, start, end)?;
     }
-    crate::entry::patch::library_unmapped(memory, start, end);
-    // SAFETY: the program asked for it, and nothing of ours lies there.
-    unsafe { mm::munmap(start, end - start) }?;
     memory.tree.clear(start, end).map_err(full)
+}
+
+/// Whether forked children may use the same memory: shared anonymous memory, or what is left of it.
+pub fn shared(run: &Mapping) -> bool {
+    match run.attr.kind {
+        Kind::Region => run.attr.flags & flag::SHARED != 0,
+        kind => kind == Kind::Headroom,
+    }
 }
 
 /// Unmaps a range with memory that forked children may still share: its content stays for them, and its addresses are
@@ -300,34 +310,35 @@ fn protect_run(memory: &mut Memory, run: Mapping, prot: u64) -> Result<(), Errno
 /// Replaces a mapping of something else, protected as `now`, by region memory with the same content. ENOMEM, and nothing
 /// has changed, if the store has no room for it.
 pub fn copy_into_region(start: u64, end: u64, now: u64, prot: u64) -> Result<(), Errno> {
+    spares::reclaim(start, end)?;
     if now & 1 == 0 {
         // SAFETY: the program's own mapping; it is replaced below.
         unsafe { mm::mprotect(start, end - start, libc::PROT_READ) }?;
     }
-    spares::reclaim(start, end)?;
-    by_slice(start, end, |slice, offset, address, bytes| {
-        // What has been allocated cannot fail to be written: below, only the source can fault.
-        fs::allocate(slice_fd(slice), offset, bytes).map_err(|_| Errno(libc::ENOMEM))?;
-        // SAFETY: a fresh mapping at an address that the kernel chooses, and away with it. The source may end before
-        // its pages do (a file shorter than its mapping): copy page by page, leaving zeroes where it faults.
-        unsafe {
-            let window =
-                mm::mmap(0, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, slice_fd(slice), offset)?;
-            let mut at = 0;
-            while at < bytes {
-                let _ = zhuque_sys::user::copy(window + at, address + at, PAGE as usize);
-                at += PAGE;
-            }
-            mm::munmap(window, bytes)
-        }
-    })
-    .inspect_err(|_| {
+    let copied = by_slice(start, end, copy_part).and_then(|()| map_slices(start, end, prot, libc::MAP_FIXED));
+    copied.inspect_err(|_| {
         // Nothing of what was copied may show where the addresses become region memory later.
         let _ = by_slice(start, end, |slice, offset, _, bytes| fs::punch_hole(slice_fd(slice), offset, bytes));
         // SAFETY: as above.
         let _ = unsafe { mm::mprotect(start, end - start, now as i32) };
-    })?;
-    map_slices(start, end, prot, libc::MAP_FIXED)
+    })
+}
+
+/// Copies what is mapped at `address` to its place in the slice.
+fn copy_part(slice: usize, offset: u64, address: u64, bytes: u64) -> Result<(), Errno> {
+    // What has been allocated cannot fail to be written: below, only the source can fault.
+    fs::allocate(slice_fd(slice), offset, bytes).map_err(|_| Errno(libc::ENOMEM))?;
+    // SAFETY: a fresh mapping at an address that the kernel chooses, and away with it. The source may end before its
+    // pages do (a file shorter than its mapping): copy page by page, leaving zeroes where it faults.
+    unsafe {
+        let window = mm::mmap(0, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, slice_fd(slice), offset)?;
+        let mut at = 0;
+        while at < bytes {
+            let _ = zhuque_sys::user::copy(window + at, address + at, PAGE as usize);
+            at += PAGE;
+        }
+        mm::munmap(window, bytes)
+    }
 }
 
 /// madvise(2).

@@ -1,7 +1,7 @@
 //! mmap(2): where to, and what it becomes. See the table in DESIGN section 3.
 #![allow(unsafe_code)]
 
-use super::memory::{Memory, fresh_slices, full, not_ours, punch, region, unmap};
+use super::memory::{Memory, fresh_slices, full, not_ours, punch, region, shared, unmap};
 use super::memory_files::file_of;
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, TASK_SIZE, page_down, page_up};
@@ -54,6 +54,7 @@ pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     let end = place + bytes;
     let fixed = if flags & MAP_FIXED != 0 {
         not_ours(memory, place, end)?;
+        not_with_children(memory, place, end)?;
         crate::entry::patch::library_unmapped(memory, place, end);
         libc::MAP_FIXED
     } else {
@@ -69,6 +70,16 @@ pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
         crate::entry::patch::library_mapped(memory, place, end, &attr);
     }
     Ok(place)
+}
+
+/// Memory that forked children use cannot make room for something else: they would write into it.
+pub fn not_with_children(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
+    if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_children() {
+        let why = b"a child still uses the shared memory there";
+        crate::gate::say_refused(libc::SYS_mmap as u64, b"mmap over shared memory", why);
+        return error(libc::ENOMEM);
+    }
+    Ok(())
 }
 
 /// The address: the one asked for, the hint if it is free, or the highest hole below the top.
@@ -139,7 +150,9 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
     }
     let file = file_of(request.fd, &stat)?;
     let end = place + request.bytes;
-    if fixed == libc::MAP_FIXED && memory.tree.range(place, end).any(|run| run.attr.kind == Kind::Region) {
+    if fixed == libc::MAP_FIXED
+        && memory.tree.range(place, end).any(|run| matches!(run.attr.kind, Kind::Region | Kind::Headroom))
+    {
         try_file(request)?;
         punch(memory, place, end)?;
     }

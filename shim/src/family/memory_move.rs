@@ -47,6 +47,7 @@ pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
             return error(libc::EINVAL);
         }
         not_ours(memory, target, target_end)?;
+        super::memory_map::not_with_children(memory, target, target_end)?;
         unmap(memory, target, target_end)?;
         return relocate(memory, run, target, new_bytes, keep);
     }

@@ -3,6 +3,7 @@
 //! What the gate records while the program runs (memory, signals, threads, ...) has a file of its own here; what is
 //! only asked of the kernel at save, everything behind a descriptor number, is [`descriptors`].
 
+pub mod ahead;
 pub mod clocks;
 pub mod descriptors;
 pub mod exec;

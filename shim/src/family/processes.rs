@@ -30,6 +30,11 @@ pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
         libc::SYS_getrlimit | libc::SYS_setrlimit | libc::SYS_prlimit64 if slot.borrowed == 0 => {
             limits::serve(number, a).unwrap_or_else(|| others(slot, number, a))
         }
+        libc::SYS_execve | libc::SYS_execveat => {
+            // What a vfork child executes knows nothing of zhuque.
+            limits::leave();
+            others(slot, number, a)
+        }
         _ => others(slot, number, a),
     }
 }
@@ -100,8 +105,15 @@ fn forget_reaped() {
 /// Children that a save had to end since a thread was suspended for them. Few are: each is a vfork that a failure meets.
 static KILLED: [AtomicU32; 64] = [const { AtomicU32::new(0) }; 64];
 
-/// At a save: a child is about to be ended, which is the failure's doing.
-pub fn note_killed(pid: u32) {
+/// At a save: ends a child that keeps a thread from being saved, unless it has ended by itself: the failure's doing.
+pub fn end_by_failure(pid: u32) {
+    if !matches!(process::ended(pid), Ok(Some(_))) {
+        note_killed(pid);
+        let _ = process::kill(pid as i32, libc::SIGKILL as u32);
+    }
+}
+
+fn note_killed(pid: u32) {
     let known = KILLED.iter().any(|entry| entry.load(Ordering::Relaxed) == pid);
     if let Some(entry) = KILLED.iter().find(|entry| !known && entry.load(Ordering::Relaxed) == 0) {
         entry.store(pid, Ordering::Relaxed);
@@ -343,9 +355,16 @@ pub fn report_daemons() {
 /// How many those are. Nobody hears of them if the program does not want to wait for children.
 pub fn lose_children() -> u32 {
     let action = super::signals::action(libc::SIGCHLD as u32);
-    if action.handler == libc::SIG_IGN as u64 || action.flags & libc::SA_NOCLDWAIT as u64 != 0 {
+    KILLED.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    if action.handler == libc::SIG_IGN as u64 {
         children().fill(Child::default());
         return 0;
+    }
+    if action.flags & libc::SA_NOCLDWAIT as u64 != 0 {
+        // Nobody waits, but a handler is told.
+        let running = children().iter().filter(|entry| entry.pid != 0 && entry.ended == child::NO).count();
+        children().fill(Child::default());
+        return running as u32;
     }
     let mut lost = 0;
     for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {

@@ -23,18 +23,27 @@ pub fn keep(generation: u64) {
     unsafe { (*control::globals()).recovery.store(generation, Ordering::Release) };
 }
 
-/// Remembers a SIGPWR that the program sends to the thread in slot `index`. One can be pending; another is dropped, as the
-/// kernel does with signals of this kind. The thread has to be told.
-pub fn send(index: usize, info: SigInfo) {
+/// Remembers a SIGPWR that the program sends to its thread with the kernel's id `tid`, and tells the thread to look. One
+/// can be pending; another is dropped, as the kernel does with signals of this kind. False: no such thread.
+pub fn send(tid: u32, info: SigInfo) -> bool {
     let _lock = Lock::state();
+    let thread = |&index: &usize| control::life_thread(index).tid.load(Ordering::Relaxed) == tid && tid != 0;
+    let Some(index) = (0..control::slots()).find(thread) else { return false };
     let slot = control::slot(index);
-    // SAFETY: the flag is an atomic; while it is 0 nobody reads the siginfo, and the lock keeps others from writing it.
+    // SAFETY: the flag is an atomic; while it is 0 nobody reads the siginfo, and the lock keeps others from writing it. The
+    // mask is a word that may change as one looks at it, as it may with the kernel.
     unsafe {
+        let ignored = signals::action(SIGPWR).handler == libc::SIG_IGN as u64;
+        if ignored && core::ptr::read_volatile(&raw const (*slot).extra_mask) & bit(SIGPWR) == 0 {
+            return true;
+        }
         if (*slot).own_power.load(Ordering::Acquire) == 0 {
             core::ptr::write_volatile(&raw mut (*slot).own_power_info, info);
             (*slot).own_power.store(1, Ordering::Release);
         }
     }
+    let _ = signal::send(control::life().pid, tid, SIGPWR);
+    true
 }
 
 /// Whether one waits for this thread.
@@ -93,7 +102,9 @@ pub fn unblocked(slot: &mut Slot, mask: u64) -> bool {
 
 /// Takes what waits for this thread, if the program lets it through.
 pub fn due(slot: &Slot) -> Option<SigInfo> {
-    if slot.extra_mask & bit(SIGPWR) != 0 || !waits(slot) {
+    // A call that waits with a mask of its own (sigsuspend) has that one.
+    let blocked = if slot.temp_valid != 0 { slot.temp_own_mask } else { slot.extra_mask };
+    if blocked & bit(SIGPWR) != 0 || !waits(slot) {
         return None;
     }
     take_deliverable(slot)

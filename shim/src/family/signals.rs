@@ -245,7 +245,7 @@ fn push_frame(slot: &mut Slot, program: &Program, action: &Action, context: &mut
 }
 
 /// The sender's ids as the program knows them, where it is the program itself.
-fn virtual_sender(info: &mut SigInfo) {
+pub fn virtual_sender(info: &mut SigInfo) {
     let code = (info[1] & 0xffff_ffff) as i32;
     let life = control::life();
     if code <= 0 && (info[2] & 0xffff_ffff) as u32 == life.pid {
@@ -447,6 +447,7 @@ pub fn rt_sigsuspend(slot: &mut Slot, mask: u64, size: u64) -> Result64 {
         }
     }
     slot.temp_mask = wanted & !NEVER_BLOCKED;
+    slot.temp_own_mask = wanted & NEVER_BLOCKED;
     slot.temp_valid = 1;
     slot.scratch[0] = wanted & !NEVER_BLOCKED;
     let address = &raw const slot.scratch[0] as u64;

@@ -2,8 +2,8 @@
 //!
 //! Freeing a page of a file and getting a new one costs several times what clearing it does, and programs that map and
 //! unmap their buffers do both all the time. So on a store in memory the content of what is unmapped stays for a while,
-//! as much as [`allowed`]; region memory that comes to lie there is cleared ([`recycle`]) or has the old content taken out
-//! ([`reclaim`]) first. Content outside of region memory lies in spares only.
+//! as much as [`allowed`]; region memory that comes to lie there is cleared ([`ready`]) or has the old content taken out
+//! ([`reclaim`]) before. Content outside of region memory lies in spares only.
 //!
 //! Everything here is called under the memory lock. Neighbours: `memory` and `memory_map`.
 #![allow(unsafe_code)]
@@ -13,7 +13,7 @@ use crate::control;
 use zhuque_abi::header::{MAX_SPARES, Spare};
 use zhuque_abi::layout::slice_of;
 use zhuque_abi::life::boot_flag;
-use zhuque_sys::{Errno, fs, mm};
+use zhuque_sys::{Errno, fs, mm, process};
 
 /// Bytes kept at most.
 const MOST: u64 = 64 << 20;
@@ -74,11 +74,12 @@ pub fn keep(start: u64, end: u64) -> Result<(), Errno> {
     spares[kept..].fill(Spare::default());
     // The oldest go, and the new one if it alone is too much.
     while kept > 0 && (total > allowed || kept == MAX_SPARES) {
-        total -= spares[0].end - spares[0].start;
-        take_out(spares[0])?;
+        let oldest = spares[0];
+        total -= oldest.end - oldest.start;
         spares.copy_within(1..kept, 0);
         kept -= 1;
         spares[kept] = Spare::default();
+        take_out(oldest)?;
     }
     if total > allowed {
         return take_out(new);
@@ -128,24 +129,57 @@ pub fn reclaim(start: u64, end: u64) -> Result<(), Errno> {
     withdraw(start, end, take_out)
 }
 
-/// Whether [`recycle`] will do for a mapping.
-pub fn can_recycle(start: u64, end: u64, prot: u64) -> bool {
+/// Makes a range read zero in which region memory is to be mapped: clears what spares have left there, or takes it out.
+/// Whether there are pages now.
+pub fn ready(start: u64, end: u64, prot: u64) -> Result<bool, Errno> {
     const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    prot & READ_WRITE == READ_WRITE && end - start <= CLEARED
+    if prot & READ_WRITE != READ_WRITE || end - start > CLEARED || !may_write() {
+        reclaim(start, end)?;
+        return Ok(false);
+    }
+    let mut any = false;
+    withdraw(start, end, |spare| {
+        any = true;
+        by_slice(spare.start, spare.end, |slice, offset, _, bytes| {
+            extents(slice, offset, bytes, |at, length| write_zeroes(slice_fd(slice), offset + at, length))
+        })
+    })?;
+    Ok(any)
 }
 
-/// Clears what spares have left in region memory that has just been mapped.
-pub fn recycle(start: u64, end: u64) -> Result<(), Errno> {
-    withdraw(start, end, |spare| {
-        by_slice(spare.start, spare.end, |slice, offset, address, bytes| {
-            extents(slice, offset, bytes, |at, length| {
-                // SAFETY: region memory of the program's that it does not know of yet; every page exists.
-                unsafe {
-                    // All at once is cheaper than one fault each.
-                    let _ = mm::madvise(address + at, length, MADV_POPULATE_READ);
-                    zhuque_sys::user::clear(address + at, length as usize)
-                }
-            })
+/// Maps the pages that a range has, all at once: cheaper than one fault each.
+pub fn present(start: u64, end: u64) {
+    let _ = by_slice(start, end, |slice, offset, address, bytes| {
+        extents(slice, offset, bytes, |at, length| {
+            // SAFETY: changes no content.
+            unsafe { mm::madvise(address + at, length, MADV_POPULATE_READ) }
         })
-    })
+    });
+}
+
+/// Whether slices may be written as files: not under a limit of file sizes, which counts for write(2) but not for
+/// mappings. It does not change meanwhile (`limits`).
+pub fn may_write() -> bool {
+    process::limit(libc::RLIMIT_FSIZE, None).is_ok_and(|[soft, _]| soft == libc::RLIM_INFINITY)
+}
+
+/// Writes zeroes into a slice: clears pages, and makes those that are missing.
+pub fn write_zeroes(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
+    const PIECE: usize = 4096;
+    const PIECES: u64 = 64;
+    static ZEROES: [u8; PIECE] = [0; PIECE];
+    let vector = [[ZEROES.as_ptr() as u64, PIECE as u64]; PIECES as usize];
+    let mut done = 0;
+    while done < bytes {
+        let pieces = ((bytes - done) / PIECE as u64).min(PIECES);
+        // SAFETY: every entry names the page of zeroes.
+        let written = unsafe { fs::write_vector_at(fd, vector.as_ptr() as u64, pieces, offset + done) };
+        match written {
+            Ok(0) => return Err(Errno(libc::ENOSPC)),
+            Ok(written) => done += written as u64 / PIECE as u64 * PIECE as u64,
+            Err(Errno(libc::EINTR)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }

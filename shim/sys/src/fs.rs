@@ -114,6 +114,17 @@ pub unsafe fn pread_raw(fd: i32, to: u64, bytes: u64, offset: u64) -> Result<usi
     })
 }
 
+/// pwritev(2) from `count` pieces of memory: each entry of the vector is an address and a number of bytes.
+///
+/// # Safety
+/// The vector and what it names must be readable.
+pub unsafe fn write_vector_at(fd: i32, vector: u64, count: u64, offset: u64) -> Result<usize, Errno> {
+    // SAFETY: the caller's argument.
+    check(unsafe {
+        call4(libc::SYS_pwritev as usize, fd as isize as usize, vector as usize, count as usize, offset as usize)
+    })
+}
+
 /// lseek(2).
 pub fn seek(fd: i32, offset: i64, whence: i32) -> Result<u64, Errno> {
     // SAFETY: no memory involved.

@@ -51,22 +51,6 @@ pub unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), Errno> {
     if left == 0 { Ok(()) } else { Err(Errno(libc::EFAULT)) }
 }
 
-/// Fills memory with zeroes; EFAULT as for [`copy`].
-///
-/// # Safety
-/// As for [`copy`]'s target.
-pub unsafe fn clear(to: u64, bytes: usize) -> Result<(), Errno> {
-    static ZEROES: [u8; 4096] = [0; 4096];
-    let mut done = 0;
-    while done < bytes {
-        let part = (bytes - done).min(ZEROES.len());
-        // SAFETY: the caller's argument.
-        unsafe { copy(to + done as u64, ZEROES.as_ptr() as u64, part) }?;
-        done += part;
-    }
-    Ok(())
-}
-
 /// Reads a plain value from the program's memory.
 ///
 /// # Safety

@@ -338,7 +338,7 @@ pub fn revive(r: &Reviving<'_>, description: &Description<'_>) -> Result<i32, Fa
     let flags = description.flags as i32 & !ONCE & !libc::O_DIRECTORY;
     let fd = match open(directory, &at, flags) {
         // A thread of this program that does not exist yet, or a process that is gone for good.
-        Err(Errno(libc::ENOENT)) if is_pseudo(path) => thread_files::placeholder(flags),
+        Err(Errno(libc::ENOENT)) if thread_files::of_process(path) => thread_files::placeholder(flags),
         opened => opened,
     };
     let fd = fd.map_err(|e| Failure::about(path).errno(e))?;
@@ -396,7 +396,7 @@ pub fn revive_directory(description: &Description<'_>) -> Result<i32, Failure> {
     at.push(path);
     let flags = description.flags as i32 & !ONCE | libc::O_DIRECTORY;
     let fd = match open(libc::AT_FDCWD, &at, flags) {
-        Err(Errno(libc::ENOENT)) if is_pseudo(path) => thread_files::placeholder(flags),
+        Err(Errno(libc::ENOENT)) if thread_files::of_process(path) => thread_files::placeholder(flags),
         opened => opened,
     };
     let fd = fd.map_err(|e| Failure::about(path).errno(e))?;

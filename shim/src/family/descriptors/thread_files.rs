@@ -19,6 +19,11 @@ pub fn split_number(text: &[u8]) -> Option<(u32, &[u8])> {
     Some((u32::try_from(super::fdinfo::number(digits, 10)?).ok()?, rest))
 }
 
+/// Whether a path names something of one process or thread, which may be gone.
+pub fn of_process(path: &[u8]) -> bool {
+    path.starts_with(PREFIX) || path.strip_prefix(b"/proc/").and_then(split_number).is_some()
+}
+
 /// Something to hold the number, opened with `flags`.
 pub fn placeholder(flags: i32) -> Result<i32, Errno> {
     let mut path = Path::new();
