@@ -140,9 +140,10 @@ pub fn ready(start: u64, end: u64, prot: u64) -> Result<bool, Errno> {
     let mut any = false;
     withdraw(start, end, |spare| {
         any = true;
-        by_slice(spare.start, spare.end, |slice, offset, _, bytes| {
+        let cleared = by_slice(spare.start, spare.end, |slice, offset, _, bytes| {
             extents(slice, offset, bytes, |at, length| write_zeroes(slice_fd(slice), offset + at, length))
-        })
+        });
+        cleared.or_else(|_| take_out(spare))
     })?;
     Ok(any)
 }
