@@ -128,7 +128,8 @@ fn open(slot: &mut Slot, number: i64, a: [u64; 6], directory: u64, path: u64) ->
     const PLACE: [u8; 5] = *b"/dev/";
     // What a vfork child opens goes with it.
     // SAFETY: bytes.
-    if slot.borrowed == 0 && unsafe { user::read::<[u8; 5]>(path) } == Ok(PLACE) && is_foreign(directory, path) {
+    let named = slot.borrowed == 0 && unsafe { user::read::<[u8; 5]>(path) } == Ok(PLACE);
+    if named && is_foreign(directory, path, open_flags(number, a)) {
         let mut shown = [0u8; 64];
         let mut name = Text::of(b"open of a device (");
         name.push(user::read_string(path, &mut shown).unwrap_or(&[])).push(b")");
@@ -138,10 +139,24 @@ fn open(slot: &mut Slot, number: i64, a: [u64; 6], directory: u64, path: u64) ->
     wait_call(slot, number, a)
 }
 
-/// Whether the program's path leads to such a device.
-fn is_foreign(directory: u64, path: u64) -> bool {
+/// The flags of an open call.
+fn open_flags(number: i64, a: [u64; 6]) -> i32 {
+    match number {
+        libc::SYS_open => a[1] as i32,
+        libc::SYS_openat => a[2] as i32,
+        // SAFETY: an integer, the first of struct open_how.
+        _ => unsafe { user::read::<u64>(a[2]) }.unwrap_or(0) as i32,
+    }
+}
+
+/// Whether the program's path leads to such a device, and is to be opened for more than its name.
+fn is_foreign(directory: u64, path: u64, flags: i32) -> bool {
+    if flags & libc::O_PATH != 0 {
+        return false;
+    }
+    let follow = if flags & libc::O_NOFOLLOW != 0 { libc::AT_SYMLINK_NOFOLLOW as u64 } else { 0 };
     let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
-    let found = raw(libc::SYS_newfstatat, [directory, path, stat.as_mut_ptr() as u64, 0, 0, 0]);
+    let found = raw(libc::SYS_newfstatat, [directory, path, stat.as_mut_ptr() as u64, follow, 0, 0]);
     // SAFETY: all-zero is valid, and so is what the kernel writes.
     let stat = unsafe { stat.assume_init() };
     found.is_ok() && stat.st_mode & libc::S_IFMT == libc::S_IFCHR && !is_known_device(stat.st_rdev)

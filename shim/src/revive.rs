@@ -338,6 +338,7 @@ fn go(slot: &mut Slot) -> ! {
     } else if let Some(retry) = retry {
         context.machine.rip = retry.rip;
         context.machine.rax = retry.number;
+        slot.temp_valid = 0;
     }
     if slot.rseq != 0 {
         // SAFETY: the thread's own area, as it had registered it.

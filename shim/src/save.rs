@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::context::Context;
-use crate::control;
+use crate::control::{self, Lock};
 use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
 use crate::family::limits::{self, ENOUGH};
 use crate::family::{self, clocks, signals};
@@ -139,6 +139,11 @@ pub fn stop_for_fork(slot: &Slot) -> bool {
     }
     let own = slot.index as usize;
     loop {
+        if announced() {
+            // Threads may be suspended for long, by vfork: the save knows what to do about them.
+            release_after_fork();
+            return false;
+        }
         let mut running = 0;
         for index in (0..control::slots()).filter(|&index| index != own) {
             // SAFETY: atomic fields of the control mapping.
@@ -293,6 +298,8 @@ fn saved_threads() -> u32 {
 
 /// A thread that is suspended by its vfork child takes no signal: end the child, as the failure would.
 fn end_vfork_children() {
+    // Not while the child itself is in the middle of something. Threads that stand still hold neither.
+    let _locks = (Lock::memory(), Lock::state());
     for index in 0..control::slots() {
         // SAFETY: plain words; a stale value costs one more look.
         let (suspended, live) = unsafe {

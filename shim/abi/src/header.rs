@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First eight bytes of a control file.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"zhuque\0\x01");
 /// Version of every layout in this crate; a region is only resumed by a shim of the same version (its own copy).
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What a region is at the moment. Stored in the low byte of the phase word, the generation above it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,10 +187,19 @@ pub struct Ahead {
 /// Number of [`Spare`] entries.
 pub const MAX_SPARES: usize = 64;
 
+impl Child {
+    /// Whether the kernel is to be asked about it.
+    pub const fn is_running(&self) -> bool {
+        self.ended & child::STATUS == 0
+    }
+}
+
 /// Values of [`Child::ended`].
 pub mod child {
     /// The kernel knows.
     pub const NO: u32 = 0;
+    /// The kernel knows, and the child shares no memory with the program.
+    pub const APART: u32 = 1;
     /// Set beside a wait status (as of wait4): it had ended when the program was saved, or the failure has ended it.
     pub const STATUS: u32 = 1 << 31;
 }

@@ -156,6 +156,7 @@ fn deliver_waiting(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Con
 
 /// The thread goes on: an interrupted call is issued again.
 fn settle(slot: &mut Slot, retry: Option<Retry>, context: &mut Context) {
+    slot.temp_valid = 0;
     if let Some(retry) = retry {
         context.machine.rip = retry.rip;
         context.machine.rax = retry.number;

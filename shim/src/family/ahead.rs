@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::memory::{by_slice, extents, slice_fd};
-use super::spares::{may_write, write_zeroes};
+use super::spares::{has_room, may_write, write_zeroes};
 use crate::control;
 use zhuque_abi::header::Ahead;
 use zhuque_abi::life::boot_flag;
@@ -35,7 +35,7 @@ pub fn ready(start: u64, end: u64, prot: u64) -> bool {
         ahead.left -= 1;
         return make(start, end);
     }
-    if ahead.bytes == bytes && ahead.sample != 0 && is_full(ahead.sample, bytes) {
+    if ahead.bytes == bytes && ahead.sample != 0 && is_full(ahead.sample, bytes) && has_room(start) {
         *ahead = Ahead { bytes, sample: 0, left: RUN - 1 };
         return make(start, end);
     }

@@ -91,7 +91,7 @@ fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno
 /// A new image uses the same files as the one before: a child that still shares memory with that would write into it.
 fn refuse_sharing() -> Result<(), Errno> {
     let sharing = super::memory::Memory::lock().tree.iter().any(|run| super::memory::shared(&run));
-    if sharing && super::processes::any_children() {
+    if sharing && super::processes::any_sharing() {
         crate::gate::say_refused(libc::SYS_execve as u64, b"exec", b"a child still shares memory with the program");
         return error(libc::EBUSY);
     }

@@ -24,11 +24,13 @@ pub fn serve(number: i64, a: [u64; 6]) -> Option<Result64> {
     if number != libc::SYS_prlimit64 && new | old == 0 {
         return Some(error(libc::EFAULT));
     }
-    let ours = target == 0 || super::ids::virtual_thread(target as u32).is_some();
+    let pid = control::life().pid;
+    let ours = target == 0 || target as u32 == pid || super::ids::virtual_thread(target as u32).is_some();
     if ours && resource as u32 == libc::RLIMIT_FSIZE {
         // Memory that is made ahead is written to files: not while this limit changes.
         let _memory = super::memory::Memory::lock();
-        return Some(raw(number, a));
+        let translated = if number == libc::SYS_prlimit64 { target as u64 } else { a[0] };
+        return Some(raw(number, [translated, a[1], a[2], a[3], 0, 0]));
     }
     (ours && resource as u32 as u64 == NOFILE).then(|| descriptors(new, old))
 }
@@ -82,12 +84,17 @@ fn set_kernel(soft: u64, hard: u64) -> Result<(), Errno> {
 /// Remembers what the program knows, if it is not what the kernel says.
 fn tell(hard: u64) {
     let kernel = process::limit(libc::RLIMIT_NOFILE, None).map_or(hard, |[_, kernel]| kernel);
-    told().store(if kernel == hard { 0 } else { hard.saturating_add(1) }, Ordering::Relaxed);
+    told().store(if kernel <= hard { 0 } else { hard.saturating_add(1) }, Ordering::Relaxed);
 }
 
 /// In a new life, before its commit: the region is not written to.
 pub fn revive(soft: u64, hard: u64) {
-    let _ = set_kernel(soft, hard);
+    if set_kernel(soft, hard).is_err()
+        && let Ok([_, kernel]) = process::limit(libc::RLIMIT_NOFILE, None)
+    {
+        // Less is allowed here.
+        let _ = process::limit(libc::RLIMIT_NOFILE, Some([soft.min(kernel), kernel]));
+    }
 }
 
 /// The same after the commit.
@@ -95,10 +102,10 @@ pub fn revived(hard: u64) {
     tell(hard);
 }
 
-/// A forked child leaves the region: its limit is the one that it knows of.
+/// A child leaves the region: its limit is the one that it knows of, or what it has set since.
 pub fn leave() {
-    if let Ok(known) = limit() {
-        let _ = process::limit(libc::RLIMIT_NOFILE, Some(known));
+    if let (Ok([soft, known]), Ok([_, kernel])) = (limit(), process::limit(libc::RLIMIT_NOFILE, None)) {
+        let _ = process::limit(libc::RLIMIT_NOFILE, Some([soft, known.min(kernel)]));
     }
 }
 

@@ -183,7 +183,7 @@ pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     if memory.tree.spare() < 2 {
         return error(libc::ENOMEM);
     }
-    if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_children() {
+    if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_sharing() {
         return retire(memory, start, end);
     }
     // Nobody else gets at these addresses before the lock is given up, so the content may go after the mapping: if the
@@ -192,15 +192,20 @@ pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     unsafe { mm::munmap(start, end - start) }?;
     crate::entry::patch::library_unmapped(memory, start, end);
     let private = |run: Mapping| run.attr.kind == Kind::Region && !shared(&run);
-    if spares::keeps(end - start) && memory.tree.range(start, end).all(private) {
-        for run in memory.tree.range(start, end) {
-            spares::keep(run.start.max(start), run.end.min(end))?;
-        }
+    let emptied = if spares::keeps(end - start) && memory.tree.range(start, end).all(private) {
+        memory.tree.range(start, end).try_for_each(|run| spares::keep(run.start.max(start), run.end.min(end)))
     } else {
-        punch(memory, start, end)?;
+        punch(memory, start, end)
+    };
+    match emptied {
+        Ok(()) => memory.tree.clear(start, end).map_err(full),
+        // The mapping is gone all the same: these addresses are not handed out again, so nobody sees the content.
+        Err(_) => memory.tree.set(start, end, RETIRED).map_err(full),
     }
-    memory.tree.clear(start, end).map_err(full)
 }
+
+/// Addresses whose content stays, but is nobody's.
+const RETIRED: Attr = Attr { kind: Kind::Headroom, prot: 0, flags: 0, file: 0, offset: 0 };
 
 /// Whether forked children may use the same memory: shared anonymous memory, or what is left of it.
 pub fn shared(run: &Mapping) -> bool {
@@ -215,8 +220,7 @@ pub fn shared(run: &Mapping) -> bool {
 fn retire(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     // SAFETY: the program asked for it, and nothing of ours lies there.
     unsafe { mm::munmap(start, end - start) }?;
-    let attr = Attr { kind: Kind::Headroom, prot: 0, flags: 0, file: 0, offset: 0 };
-    memory.tree.set(start, end, attr).map_err(full)
+    memory.tree.set(start, end, RETIRED).map_err(full)
 }
 
 /// munmap(2).

@@ -76,26 +76,26 @@ fn children() -> &'static mut [Child; MAX_CHILDREN] {
 }
 
 /// Notes a child, so that it can be reported as lost after a failure.
-pub fn add_child(pid: u32) {
+fn add_child(pid: u32, ended: u32) {
     let _lock = Lock::state();
-    note_child(pid);
+    note_child(pid, ended);
 }
 
 /// As [`add_child`], with the state lock held already.
-fn note_child(pid: u32) {
+fn note_child(pid: u32, ended: u32) {
     let free = |entry: &Child| entry.pid == 0 || entry.pid == pid;
     if !children().iter().any(free) {
         forget_reaped();
     }
     if let Some(entry) = children().iter_mut().find(|entry| free(entry)) {
-        *entry = Child { pid, ended: child::NO };
+        *entry = Child { pid, ended };
     }
 }
 
 /// Forgets children that were waited for in ways that do not pass here: by pidfd, or by the kernel since the program
 /// ignores SIGCHLD. The caller holds the state lock, or everything stands still.
 fn forget_reaped() {
-    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
+    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.is_running()) {
         if process::ended(entry.pid).is_err() {
             *entry = Child::default();
         }
@@ -127,7 +127,7 @@ fn was_killed(pid: u32) -> bool {
 /// At a save, while everything stands still: notes how those children have ended that have not been waited for.
 pub fn note_ended() {
     forget_reaped();
-    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
+    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.is_running()) {
         if let Some(status) = process::ended(entry.pid).ok().flatten().filter(|_| !was_killed(entry.pid)) {
             entry.ended = child::STATUS | status;
         }
@@ -138,7 +138,7 @@ pub fn note_ended() {
 pub fn is_lost(pid: i32) -> bool {
     pid > 0 && control::life().generation != 0 && {
         let _lock = Lock::state();
-        children().iter().any(|entry| entry.pid == pid as u32 && entry.ended != child::NO)
+        children().iter().any(|entry| entry.pid == pid as u32 && !entry.is_running())
     }
 }
 
@@ -169,7 +169,7 @@ pub fn fork(slot: &mut Slot, exit_signal: u64, child_tid: u64, clear_tid: u64) -
         error(-pid as i32)
     } else {
         wait_for_copy(slot, pid as u32);
-        note_child(pid as u32);
+        note_child(pid as u32, child::NO);
         Ok(pid as u64)
     };
     save::release_after_fork();
@@ -225,7 +225,8 @@ pub fn vfork_done(slot: &mut Slot) -> Result64 {
         return error(-result as i32);
     }
     if slot.borrowed == 0 && result > 0 {
-        add_child(result as u32);
+        // It has executed something, or ended: it uses this memory no more.
+        add_child(result as u32, child::APART);
     }
     Ok(result as u64)
 }
@@ -239,7 +240,7 @@ fn take_ended(pid: i32, keep: bool) -> Option<(u32, i32)> {
     let _lock = Lock::state();
     let entry = children()
         .iter_mut()
-        .find(|entry| entry.ended != child::NO && entry.pid != 0 && (pid <= 0 || entry.pid == pid as u32))?;
+        .find(|entry| !entry.is_running() && entry.pid != 0 && (pid <= 0 || entry.pid == pid as u32))?;
     let found = (entry.pid, (entry.ended & !child::STATUS) as i32);
     if !keep {
         *entry = Child::default();
@@ -329,10 +330,11 @@ fn waitid(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     Ok(result)
 }
 
-/// Whether the program has started children that it has not waited for.
-pub fn any_children() -> bool {
+/// Whether forked children of the program run: they share its shared memory, as others (of vfork) do not.
+pub fn any_sharing() -> bool {
     let _lock = Lock::state();
-    children().iter().any(|entry| entry.pid != 0 && entry.ended == child::NO)
+    let sharing = |entry: &&Child| entry.pid != 0 && entry.ended == child::NO;
+    children().iter().filter(sharing).any(|entry| process::ended(entry.pid) == Ok(None))
 }
 
 /// At the program's end: a child in a session of its own is a daemon that goes on, without persistence. Says so.
@@ -342,7 +344,7 @@ pub fn report_daemons() {
         unsafe { process::other(libc::SYS_getsid, [pid as usize, 0, 0, 0, 0, 0]) }
     };
     let Ok(own) = session(0) else { return };
-    for entry in children().iter().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
+    for entry in children().iter().filter(|entry| entry.pid != 0 && entry.is_running()) {
         if session(entry.pid).is_ok_and(|theirs| theirs != own) {
             let mut text = crate::text::Text::of(b"the program ends; its child ");
             text.number(u64::from(entry.pid)).push(b" goes on in the background, without persistence: ");
@@ -362,12 +364,12 @@ pub fn lose_children() -> u32 {
     }
     if action.flags & libc::SA_NOCLDWAIT as u64 != 0 {
         // Nobody waits, but a handler is told.
-        let running = children().iter().filter(|entry| entry.pid != 0 && entry.ended == child::NO).count();
+        let running = children().iter().filter(|entry| entry.pid != 0 && entry.is_running()).count();
         children().fill(Child::default());
         return running as u32;
     }
     let mut lost = 0;
-    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.ended == child::NO) {
+    for entry in children().iter_mut().filter(|entry| entry.pid != 0 && entry.is_running()) {
         entry.ended = child::STATUS | libc::SIGPWR as u32;
         lost += 1;
     }

@@ -452,7 +452,8 @@ pub fn rt_sigsuspend(slot: &mut Slot, mask: u64, size: u64) -> Result64 {
     slot.scratch[0] = wanted & !NEVER_BLOCKED;
     let address = &raw const slot.scratch[0] as u64;
     let result = wait_call(slot, libc::SYS_rt_sigsuspend, [address, 8, 0, 0, 0, 0]);
-    if slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL == 0 {
+    // What is put off comes under this mask, or has the call issued again.
+    if slot.pending.load(Ordering::Relaxed) == 0 {
         slot.temp_valid = 0;
     }
     result

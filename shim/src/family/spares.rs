@@ -45,8 +45,12 @@ pub fn keeps(bytes: u64) -> bool {
 fn allowed(address: u64) -> u64 {
     let fd = slice_fd(slice_of(address).0);
     let used = fs::stat_fd(fd).map_or(0, |stat| stat.st_blocks as u64 * 512);
-    let free = fs::free_bytes(fd).unwrap_or(0);
-    if free < 4 * MOST { 0 } else { (used / PART).clamp(LEAST, MOST) }
+    if has_room(address) { (used / PART).clamp(LEAST, MOST) } else { 0 }
+}
+
+/// Whether the store has room to spare.
+pub fn has_room(address: u64) -> bool {
+    fs::free_bytes(slice_fd(slice_of(address).0)).is_ok_and(|free| free >= 4 * MOST)
 }
 
 /// Keeps the content of region memory that is about to be unmapped, or takes it out.
@@ -75,11 +79,11 @@ pub fn keep(start: u64, end: u64) -> Result<(), Errno> {
     // The oldest go, and the new one if it alone is too much.
     while kept > 0 && (total > allowed || kept == MAX_SPARES) {
         let oldest = spares[0];
+        take_out(oldest)?;
         total -= oldest.end - oldest.start;
         spares.copy_within(1..kept, 0);
         kept -= 1;
         spares[kept] = Spare::default();
-        take_out(oldest)?;
     }
     if total > allowed {
         return take_out(new);

@@ -248,25 +248,30 @@ fn numbers_of_entries(entries: &[u8], skip: Option<u32>, each: &mut impl FnMut(u
 
 /// fallocate(2) with FALLOC_FL_PUNCH_HOLE: the range reads zero afterwards and takes no room.
 pub fn punch_hole(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
-    // SAFETY: files are no memory by themselves; whoever has the range mapped has asked for zeroes.
-    check(unsafe { call4(libc::SYS_fallocate as usize, fd as isize as usize, 3, offset as usize, bytes as usize) })
-        .map(|_| ())
+    const PUNCH_HOLE_AND_KEEP_SIZE: usize = 3;
+    allocation(fd, PUNCH_HOLE_AND_KEEP_SIZE, offset, bytes)
+}
+
+/// fallocate(2). Calls that a signal interrupts go on.
+fn allocation(fd: i32, mode: usize, offset: u64, bytes: u64) -> Result<(), Errno> {
+    loop {
+        // SAFETY: files are no memory by themselves; whoever has the range mapped has asked for what happens to it.
+        let done = check(unsafe {
+            call4(libc::SYS_fallocate as usize, fd as isize as usize, mode, offset as usize, bytes as usize)
+        });
+        if done != Err(Errno(libc::EINTR)) {
+            return done.map(|_| ());
+        }
+    }
 }
 
 /// fallocate(2): the range has its room, so writing to it cannot fail for want of that. File systems that know no such
-/// thing are believed to have it. Calls that a signal interrupts go on.
+/// thing are believed to have it.
 pub fn allocate(fd: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
     const KEEP_SIZE: usize = 1;
-    loop {
-        // SAFETY: no memory involved.
-        let done = check(unsafe {
-            call4(libc::SYS_fallocate as usize, fd as isize as usize, KEEP_SIZE, offset as usize, bytes as usize)
-        });
-        match done {
-            Err(Errno(libc::EINTR)) => {}
-            Err(Errno(libc::EOPNOTSUPP)) => return Ok(()),
-            done => return done.map(|_| ()),
-        }
+    match allocation(fd, KEEP_SIZE, offset, bytes) {
+        Err(Errno(libc::EOPNOTSUPP)) => Ok(()),
+        done => done,
     }
 }
 

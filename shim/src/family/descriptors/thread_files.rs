@@ -21,7 +21,9 @@ pub fn split_number(text: &[u8]) -> Option<(u32, &[u8])> {
 
 /// Whether a path names something of one process or thread, which may be gone.
 pub fn of_process(path: &[u8]) -> bool {
-    path.starts_with(PREFIX) || path.strip_prefix(b"/proc/").and_then(split_number).is_some()
+    path.starts_with(PREFIX)
+        || path.starts_with(b"/proc/self/fdinfo/")
+        || path.strip_prefix(b"/proc/").and_then(split_number).is_some()
 }
 
 /// Something to hold the number, opened with `flags`.
