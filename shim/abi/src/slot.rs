@@ -81,7 +81,7 @@ pub struct Deferred {
     pub info: SigInfo,
 }
 
-/// A call of the vdso that is under way; see DESIGN section 9.
+/// A call of the vdso that is under way; see `family::clocks` of the shim.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct VdsoCall {

@@ -1,5 +1,5 @@
 //! The vdso: the program calls wrappers at the address that it knows; the kernel's own code lies elsewhere and is
-//! another one in each life. See DESIGN section 9.
+//! another one in each life. See README, Design.
 #![allow(unsafe_code)]
 
 use super::place;

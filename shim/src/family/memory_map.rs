@@ -1,4 +1,4 @@
-//! mmap(2): where to, and what it becomes. See the table in DESIGN section 3.
+//! mmap(2): where to, and what it becomes. README, Design, says why.
 #![allow(unsafe_code)]
 
 use super::memory::{Memory, fresh_slices, full, not_ours, punch, region, shared, unmap};
