@@ -6,22 +6,25 @@
 //! the process itself at a `syscall` instruction of its vdso, between two stops of PTRACE_SYSCALL each. (Not by single
 //! steps: their SIGTRAP would have to get past the blocked signal mask, and the kernel would unblock it.)
 //!
+//! Where ptrace is refused, the shim, preloaded by ld.so, does the same when it is told where to (shim:
+//! `entry/entrance.rs`); it has stopped the process then.
+//!
 //! Key type: [`Stopped`]. Neighbours: `resume` says what goes into the process; `zhuque_restore` decides
-//! where ([`holes`]); `restore/stub` runs there. Where ptrace is refused another way in is needed; this file is all
-//! that would be replaced.
+//! where ([`holes`]); `restore/stub` runs there.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use zhuque_abi::layout::page_up;
-use zhuque_abi::life::{MapStep, ResumeArgs, VdsoPiece};
+use zhuque_abi::layout::{PAGE, page_up};
+use zhuque_abi::life::{ENTRANCE_MAGIC, MapStep, ResumeArgs, VdsoPiece};
 use zhuque_restore::holes::{self, Run};
 use zhuque_restore::process::{self, Maps};
 use zhuque_restore::stub_image::StubImage;
@@ -47,21 +50,30 @@ pub struct Load<'a> {
     pub memfd_number: RawFd,
 }
 
-/// A process at the end of its exec, in the hands of its tracer.
+/// A process at the end of its exec, in the hands of its tracer, or waiting in the shim's constructor.
 pub struct Stopped {
     pid: Pid,
+    traced: bool,
     maps: Maps,
     vdso: Vec<u8>,
 }
 
+/// How long the loader may take to get to the shim.
+const LOADER_LIMIT: Duration = Duration::from_secs(10);
+
 impl Stopped {
-    /// Waits until a child that traces itself and has stopped itself is through its exec. `None`: it has ended.
-    pub fn after_exec(pid: Pid) -> anyhow::Result<Option<Stopped>> {
-        if !wait_for(pid, Stop::Signal)? {
+    /// Waits until a child is through its exec. `None`: it has ended. A child that is not traced writes to `memfd` when
+    /// its shim waits.
+    pub fn after_exec(pid: Pid, memfd: &File) -> anyhow::Result<Option<Stopped>> {
+        if !wait_for_first(pid, memfd)? {
             return Ok(None);
         }
         let options = Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_TRACESYSGOOD;
-        ptrace::setoptions(pid, options).context("cannot trace the new process")?;
+        match ptrace::setoptions(pid, options) {
+            Ok(()) => {}
+            Err(_) if is_waiting(memfd) => return Stopped::new(pid, false).map(Some),
+            error => error.context("cannot trace the new process")?,
+        }
         ptrace::cont(pid, None).context("cannot trace the new process")?;
         if !wait_for(pid, Stop::Exec)? {
             return Ok(None);
@@ -71,13 +83,21 @@ impl Stopped {
         if !wait_for(pid, Stop::Call)? {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).context("cannot read /proc/PID/maps")?;
-        let maps = Maps::parse(&text)?;
-        let image = maps.vdso_image().unwrap_or(Run { start: 0, end: 0 });
+        Stopped::new(pid, true).map(Some)
+    }
+
+    fn new(pid: Pid, traced: bool) -> anyhow::Result<Stopped> {
+        let read = |pid: &str| {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).context("cannot read /proc/PID/maps")?;
+            anyhow::Ok(Maps::parse(&text)?)
+        };
+        let maps = read(&pid.to_string())?;
+        // Every process of this kernel has the same vdso, and this one may always be read.
+        let image = read("self")?.vdso_image().unwrap_or(Run { start: 0, end: 0 });
         let mut vdso = vec![0; usize::try_from(image.bytes())?];
-        let memory = File::open(format!("/proc/{pid}/mem")).context("cannot open /proc/PID/mem")?;
+        let memory = File::open("/proc/self/mem").context("cannot open /proc/self/mem")?;
         memory.read_exact_at(&mut vdso, image.start).context("cannot read the vdso")?;
-        Ok(Some(Stopped { pid, maps, vdso }))
+        Ok(Stopped { pid, traced, maps, vdso })
     }
 
     /// Puts the stub into the process and lets it run, untraced from then on.
@@ -93,6 +113,9 @@ impl Stopped {
         args.steps = load.steps.len() as u64;
         self.fill_vdso(&mut args, places.vdso)?;
         fill_memfd(load, &args, text_bytes, total).context("cannot write the stub's memory")?;
+        if !self.traced {
+            return self.let_in(load, text_bytes, places.stub, total);
+        }
 
         let code = libc::PROT_READ | libc::PROT_EXEC;
         let data = libc::PROT_READ | libc::PROT_WRITE;
@@ -108,6 +131,14 @@ impl Stopped {
         registers.orig_rax = u64::MAX;
         ptrace::setregs(self.pid, registers).context("cannot set registers")?;
         ptrace::detach(self.pid, None).context("cannot let go of the new process")
+    }
+
+    /// Tells the shim where the stub goes, and lets it do the rest.
+    fn let_in(&self, load: &Load<'_>, text_bytes: u64, start: u64, total: u64) -> anyhow::Result<()> {
+        let words = [ENTRANCE_MAGIC, start, text_bytes, total, load.stub.entry];
+        load.memfd.set_len(total + PAGE)?;
+        load.memfd.write_all_at(words.map(u64::to_le_bytes).as_flattened(), total)?;
+        kill(self.pid, Signal::SIGCONT).context("cannot let the new process go on")
     }
 
     /// Where the vdso is, will be, and what is in it.
@@ -161,11 +192,38 @@ impl Stopped {
     }
 }
 
+/// Whether the shim of a process that is not traced waits to be told where the stub goes.
+fn is_waiting(memfd: &File) -> bool {
+    let mut said = [0; 8];
+    memfd.read_exact_at(&mut said, 0).is_ok() && u64::from_le_bytes(said) == ENTRANCE_MAGIC
+}
+
+/// Waits for the first stop of its own; false if the process ends instead.
+fn wait_for_first(pid: Pid, memfd: &File) -> anyhow::Result<bool> {
+    let began = Instant::now();
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::WUNTRACED | WaitPidFlag::WNOHANG)) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Ok(WaitStatus::StillAlive) => {
+                ensure!(began.elapsed() < LOADER_LIMIT, "ptrace is refused, and the loader does not load the shim");
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Ok(false),
+            Ok(WaitStatus::Stopped(_, Signal::SIGSTOP)) => {
+                if is_waiting(memfd) || ptrace::getregs(pid).is_ok() {
+                    return Ok(true);
+                }
+                // Somebody else's, before it came to the shim.
+                let _ = kill(pid, Signal::SIGCONT);
+            }
+            other => bail!("the new process stopped for no known reason ({other:?})"),
+        }
+    }
+}
+
 /// Kinds of stops that are waited for.
 #[derive(Clone, Copy, PartialEq)]
 enum Stop {
-    /// SIGSTOP.
-    Signal,
     /// The end of an exec.
     Exec,
     /// Entry or exit of a system call.
@@ -183,20 +241,19 @@ fn wait_for(pid: Pid, wanted: Stop) -> anyhow::Result<bool> {
             WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return Ok(false),
             WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => Stop::Exec,
             WaitStatus::PtraceSyscall(_) => Stop::Call,
-            // A process that is to be traced and is not yet has an ordinary stop.
-            WaitStatus::Stopped(_, Signal::SIGSTOP) => Stop::Signal,
+            // Somebody else's SIGSTOP, which would only hold up the resume.
+            WaitStatus::Stopped(_, Signal::SIGSTOP) => {
+                let next = if wanted == Stop::Exec { ptrace::cont(pid, None) } else { ptrace::syscall(pid, None) };
+                next.context("cannot trace the new process")?;
+                continue;
+            }
             // All other signals are blocked.
             other => bail!("the new process stopped for no known reason ({other:?})"),
         };
         if here == wanted {
             return Ok(true);
         }
-        if here != Stop::Signal {
-            bail!("the new process stopped at the wrong place");
-        }
-        // Somebody else's SIGSTOP, which would only hold up the resume.
-        let next = if wanted == Stop::Exec { ptrace::cont(pid, None) } else { ptrace::syscall(pid, None) };
-        next.context("cannot trace the new process")?;
+        bail!("the new process stopped at the wrong place");
     }
 }
 

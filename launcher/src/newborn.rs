@@ -2,7 +2,7 @@
 //!
 //! [`Newborn`] is everything that happens there, decided before the fork, since after it the child may only make system
 //! calls: the region's descriptors and the resume's helpers get their numbers, nothing else stays open, no signal is
-//! ignored and all are blocked, and the parent traces it. [`Doomed`] sees to it that a resume that fails leaves no
+//! ignored and all are blocked, and the parent traces it. Where that is refused, the shim is preloaded and waits. [`Doomed`] sees to it that a resume that fails leaves no
 //! process behind.
 //!
 //! Neighbours: `resume` decides, `inject` takes the process over at the end of its exec.
@@ -12,16 +12,16 @@ use std::ffi::CString;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
+use zhuque_abi::layout::{ENV_RESUMING, SHIM_FILE};
 use zhuque_restore::numbers::Numbers;
 use zhuque_restore::validate::Saved;
 
-/// Tells the shim's constructor, should it ever run in such a process, that it is none of its business.
-const RESUMING: &std::ffi::CStr = c"ZHUQUE_RESUMING=1";
 /// Helpers in front of the mapped files: status pipe, memfd, stdin, stdout, stderr.
 pub const FIXED_HELPERS: usize = 5;
 
@@ -87,6 +87,8 @@ pub struct Newborn {
     personality: libc::c_ulong,
     path: CString,
     arguments: Vec<CString>,
+    /// What the shim is told where ptrace is refused: it lets the stub in then (shim/src/entry/entrance.rs).
+    environment: Vec<CString>,
 }
 
 impl Newborn {
@@ -128,14 +130,21 @@ impl Newborn {
             arguments.push(path.clone());
         }
         let personality = libc::c_ulong::from(saved.process.personality);
-        Ok(Newborn { moves, close, stdio, status, personality, path, arguments })
+        // By descriptor: ld.so splits the list at colons and spaces, which the region's path may have.
+        let preload = format!("LD_PRELOAD=/proc/self/fd/{}/{SHIM_FILE}", region.directory);
+        let mut environment = vec![CString::new(preload)?, CString::new(format!("{ENV_RESUMING}={}", status + 1))?];
+        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
+            environment.push(CString::new([b"LD_LIBRARY_PATH=", path.as_bytes()].concat())?);
+        }
+        Ok(Newborn { moves, close, stdio, status, personality, path, arguments, environment })
     }
 
     /// Forks; the child goes its way.
     pub fn fork(&self) -> anyhow::Result<Pid> {
         let mut arguments: Vec<_> = self.arguments.iter().map(|a| a.as_ptr()).collect();
         arguments.push(std::ptr::null());
-        let environment = [RESUMING.as_ptr(), std::ptr::null()];
+        let mut environment: Vec<_> = self.environment.iter().map(|variable| variable.as_ptr()).collect();
+        environment.push(std::ptr::null());
         // SAFETY: installs no handler. An ignored SIGCHLD would take the child's status away from us.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         let mut mask = SigSet::empty();
@@ -184,14 +193,16 @@ impl Newborn {
         // SAFETY: numbers and terminated strings in terminated arrays, all of which outlive the calls.
         unsafe {
             libc::personality(self.personality);
-            if libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) < 0 {
-                return (
-                    "ptrace is refused here, which a resume needs; allow it (kernel.yama.ptrace_scope, seccomp)",
-                    errno(),
-                );
+            if libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) == 0 {
+                libc::kill(libc::getpid(), libc::SIGSTOP);
+                // Nothing of it is run, the loader included.
+                let nothing = [std::ptr::null()];
+                libc::execve(self.path.as_ptr(), arguments.as_ptr(), nothing.as_ptr());
+            } else {
+                // A tracer would take it with it.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::execve(self.path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
             }
-            libc::kill(libc::getpid(), libc::SIGSTOP);
-            libc::execve(self.path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
         }
         ("cannot execute the program's file", errno())
     }

@@ -130,7 +130,7 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
     let doomed = Doomed(newborn.fork()?);
     drop(writer);
     let pid = doomed.0;
-    let Some(stopped) = Stopped::after_exec(pid)? else {
+    let Some(stopped) = Stopped::after_exec(pid, &memfd)? else {
         doomed.reaped();
         bail!("{}", last_words(&reader, "the new process ended before its exec"));
     };

@@ -16,6 +16,8 @@ pub struct Store {
     base: PathBuf,
     user: Option<u32>,
     zhuque: PathBuf,
+    /// Resumes are started by this command.
+    resumed_by: Vec<PathBuf>,
 }
 
 /// What `ls --json` says of one region.
@@ -67,9 +69,17 @@ impl Store {
         Store::of(None)
     }
 
+    /// A store whose resumes are refused ptrace.
+    pub fn without_ptrace() -> Store {
+        let python = crate::guest::find("python3").expect("python3 is installed");
+        let mut store = Store::new();
+        store.resumed_by = vec![python, crate::guest::shared("without_ptrace.py")];
+        store
+    }
+
     fn of(user: Option<u32>) -> Store {
         let base = new_base();
-        let mut store = Store { zhuque: command::zhuque().to_path_buf(), base, user };
+        let mut store = Store { zhuque: command::zhuque().to_path_buf(), base, user, resumed_by: Vec::new() };
         // An ordinary user cannot reach a build below /root, say.
         if user.is_some() && !command::open_to_all(&store.zhuque) {
             let copy = store.base.join("zhuque");
@@ -120,16 +130,24 @@ impl Store {
 
     /// A `zhuque` command line for this store, run by its user.
     pub fn zhuque(&self, subcommand: &str) -> Command {
-        let mut command = command::command(&self.zhuque, self.user);
-        command.arg(subcommand).arg("-s").arg(self.dir()).current_dir(&self.base);
+        let words = self.words(subcommand);
+        let mut command = command::command(&words[0], self.user);
+        command.args(&words[1..]).current_dir(&self.base);
         command
+    }
+
+    /// Program and first arguments of that command line.
+    fn words(&self, subcommand: &str) -> Vec<PathBuf> {
+        let before = if subcommand == "resume" { self.resumed_by.as_slice() } else { &[] };
+        let words = [self.zhuque.clone(), subcommand.into(), "-s".into(), self.dir()];
+        before.iter().cloned().chain(words).collect()
     }
 
     /// The same from a shell that has run `limits` before (ulimit, say).
     pub fn limited(&self, limits: &str, subcommand: &str) -> Command {
         let mut command = command::command(Path::new("/bin/sh"), self.user);
         command.args(["-c", &format!("{limits} && exec \"$@\""), "sh"]);
-        command.arg(&self.zhuque).arg(subcommand).arg("-s").arg(self.dir()).current_dir(&self.base);
+        command.args(self.words(subcommand)).current_dir(&self.base);
         command
     }
 

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
 use zhuque_tests::command::{self, PATIENCE, SAVED};
-use zhuque_tests::life::{Announce, first_difference, lives};
+use zhuque_tests::life::{Announce, check_lives_in, first_difference, lives};
 use zhuque_tests::store::Region;
 use zhuque_tests::{Finished, Guest, Life, Random, Store, digest};
 
@@ -34,8 +34,11 @@ fn check_end(life: &mut Life, expected: &Finished) {
 
 /// Kills a resume of `guest` at each stage, compares, and resumes for good.
 fn check_stages(guest: &Guest) {
-    let store = Store::new();
-    let (mut life, expected) = saved(&store, "stages", guest);
+    check_stages_in(&Store::new(), guest);
+}
+
+fn check_stages_in(store: &Store, guest: &Guest) {
+    let (mut life, expected) = saved(store, "stages", guest);
     let before = digest::of(&store.region("stages"));
     for stage in STAGES {
         // From a shell with another limit of descriptors every other time: nothing of that may get into the region.
@@ -67,6 +70,15 @@ fn a_resume_killed_at_any_stage_changes_nothing_c() {
 #[test]
 fn a_resume_killed_at_any_stage_changes_nothing_python() {
     check_stages(&Guest::python("hashing.py").args(["400000", "."]));
+}
+
+/// Where nobody may trace, the shim lets the stub in: the same stages, and whole lives.
+#[test]
+fn resumes_without_ptrace() {
+    let store = Store::without_ptrace();
+    check_stages_in(&store, &Guest::c("threads"));
+    check_lives_in(&store, &Guest::python("hashing.py").args(["300000", "."]), 2);
+    check_lives_in(&Store::without_ptrace(), &Guest::c("vectors"), 1);
 }
 
 /// Starts a resume and kills it after a time below `limit`, with all that it has started.
@@ -153,5 +165,5 @@ fn failures_in_the_first_milliseconds() {
 #[test]
 fn everything_works_as_root_too() {
     let store = Store::of_caller();
-    zhuque_tests::life::check_lives_in(&store, &Guest::c("threads"), 1);
+    check_lives_in(&store, &Guest::c("threads"), 1);
 }

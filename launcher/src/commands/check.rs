@@ -128,12 +128,15 @@ fn machine(findings: &mut Findings) {
             "the kernel or the processor lacks FSGSBASE; Linux 5.9 and a processor from 2012 are needed",
         );
     }
-    findings.tried(
-        "ptrace",
-        sys::trace_works(),
-        "a resume can take over the new process",
-        "programs can be run and saved but not resumed here; allow ptrace (docker: --cap-add SYS_PTRACE, or a newer seccomp profile)",
-    );
+    match sys::trace_works() {
+        Ok(()) => findings.ok("ptrace", "a resume can take over the new process"),
+        Err(why) => findings.warn(
+            "ptrace",
+            format!(
+                "{why}; a resume loads the program's libraries first, which takes longer (docker: --cap-add SYS_PTRACE)"
+            ),
+        ),
+    }
 }
 
 /// Major and minor number of a kernel release.

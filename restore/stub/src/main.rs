@@ -141,12 +141,13 @@ unsafe fn hand_over(args: &ResumeArgs) -> ! {
     // SAFETY: `call`, so that revive finds the stack as any function does: rsp = top - 8. It never returns.
     unsafe {
         asm!(
-            "mov rsp, {top}",
+            // Named registers: one that the compiler chooses may be rbp.
+            "mov rsp, rcx",
             "xor ebp, ebp",
-            "call {revive}",
+            "call rax",
             "ud2",
-            top = in(reg) top,
-            revive = in(reg) args.revive,
+            in("rcx") top,
+            in("rax") args.revive,
             in("rdi") args,
             options(noreturn)
         )

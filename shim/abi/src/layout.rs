@@ -35,6 +35,10 @@ pub const SLICE_PREFIX: &str = "slice-";
 /// holds the region's lock and the region's absolute path. Removed before the program sees it.
 pub const ENV_REGION: &str = "ZHUQUE_REGION";
 
+/// Environment variable that tells the shim of a new process to let a saved program in: the number of the memfd with the
+/// restore stub.
+pub const ENV_RESUMING: &str = "ZHUQUE_RESUMING";
+
 /// Threads that one process can have at a time.
 pub const MAX_THREADS: usize = 16384;
 /// Nodes of the mapping table (the kernel's default limit is 65,530 mappings).

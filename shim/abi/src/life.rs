@@ -249,6 +249,25 @@ pub struct ResumeArgs {
     pub vdso_pieces: [VdsoPiece; MAX_VDSO_PIECES],
 }
 
+/// First eight bytes of [`Entrance`], and what the shim writes to the memfd's beginning when it waits for one.
+pub const ENTRANCE_MAGIC: u64 = u64::from_le_bytes(*b"zqenter\0");
+
+/// Where a process that is not traced finds the stub: in the last page of the memfd that has its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Entrance {
+    /// [`ENTRANCE_MAGIC`].
+    pub magic: u64,
+    /// Where the stub's memory is to be.
+    pub start: u64,
+    /// Bytes of its text; arguments and stack follow.
+    pub text_bytes: u64,
+    /// All of its bytes.
+    pub bytes: u64,
+    /// Offset of its entry.
+    pub entry: u64,
+}
+
 /// Mappings of which the kernel makes its vdso, at most (Linux 6.18: three).
 pub const MAX_VDSO_PIECES: usize = 8;
 
@@ -288,6 +307,7 @@ const _: () = {
     assert!(size_of::<Life>() <= 4096);
     assert!(core::mem::offset_of!(Life, offset_parts) == core::mem::offset_of!(Life, functions) + 48);
     assert!(size_of::<Boot>() == 24 + 72 + 24);
+    assert!(size_of::<Entrance>() == 40);
     assert!(size_of::<MapStep>() == 40);
     assert!(size_of::<VdsoPiece>() == 24);
     assert!(size_of::<ResumeArgs>().is_multiple_of(8));

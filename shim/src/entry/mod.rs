@@ -7,6 +7,7 @@
 
 pub mod adopt;
 pub mod asm;
+pub mod entrance;
 pub mod handler;
 pub mod maps;
 pub mod patch;

@@ -2,7 +2,7 @@
 //! program inside its region. If anything fails the program ends with status 125: it never runs unprotected.
 #![allow(unsafe_code)]
 
-use super::{adopt, handler, maps, patch, place};
+use super::{adopt, entrance, handler, maps, patch, place};
 use crate::control;
 use crate::die;
 use crate::family::{clocks, signals, threads};
@@ -33,6 +33,10 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn zhuque_constructor(_count: i32, _arguments: *mut *mut u8, environment: *mut *mut u8) {
     // SAFETY: ld.so's vectors end with a null pointer, and their strings with a zero.
+    if let Some(memfd) = unsafe { entrance::wanted(environment) } {
+        entrance::enter(memfd);
+    }
+    // SAFETY: as above.
     let Some(found) = (unsafe { take_environment(environment) }) else { return };
     let mask = signal::set_mask(!0);
     let mut region = [0u8; PATH_BYTES];
@@ -58,7 +62,7 @@ fn fail(what: &[u8], number: i32) -> ! {
 ///
 /// # Safety
 /// It ends with a zero and lives as long as the process.
-unsafe fn string(pointer: *const u8) -> &'static [u8] {
+pub unsafe fn string(pointer: *const u8) -> &'static [u8] {
     let mut length = 0;
     // SAFETY: the caller's argument.
     unsafe {
@@ -353,12 +357,34 @@ fn inherit(slot: &mut Slot) {
         slot.clear_tid = clear;
         process::set_robust_list(0, 24);
         process::set_tid_address(0);
+    }
+    if let Some((address, bytes, signature)) = loaders_rseq() {
+        (slot.rseq, slot.rseq_bytes, slot.rseq_signature) = (address, bytes, signature);
+    }
+}
+
+/// What ld.so has registered with rseq(2): glibc 2.35 and later. Address, bytes, signature.
+fn loaders_rseq() -> Option<(u64, u32, u32)> {
+    // SAFETY: the symbols are ld.so's, constant since it has set them.
+    unsafe {
         let symbols = zhuque_rseq_symbols();
-        if !symbols.offset.is_null() && !symbols.size.is_null() && *symbols.size != 0 {
-            // glibc 2.35 and later; the kernel's structure has at least 32 bytes, and glibc's signature is fixed.
-            slot.rseq = process::fs_base().wrapping_add_signed(*symbols.offset as i64);
-            slot.rseq_bytes = (*symbols.size).max(32);
-            slot.rseq_signature = 0x5305_3053;
+        if symbols.offset.is_null() || symbols.size.is_null() || *symbols.size == 0 {
+            return None;
+        }
+        // The kernel's structure has at least 32 bytes, and glibc's signature is fixed.
+        Some((process::fs_base().wrapping_add_signed(*symbols.offset as i64), (*symbols.size).max(32), 0x5305_3053))
+    }
+}
+
+/// Takes back what ld.so has registered with the kernel, which would write to memory that is about to go.
+pub fn forget_registrations() {
+    const UNREGISTER: i32 = 1;
+    // SAFETY: each is taken back as it was made.
+    unsafe {
+        process::set_robust_list(0, 24);
+        process::set_tid_address(0);
+        if let Some((address, bytes, signature)) = loaders_rseq() {
+            let _ = process::rseq(address, bytes, UNREGISTER, signature);
         }
     }
 }
