@@ -24,7 +24,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use zhuque_abi::layout::{PAGE, page_up};
-use zhuque_abi::life::{ENTRANCE_MAGIC, MapStep, ResumeArgs, VdsoPiece};
+use zhuque_abi::life::{ENTRANCE_MAGIC, ENTRANCE_WANTED, MapStep, ResumeArgs, VdsoPiece};
 use zhuque_restore::holes::{self, Run};
 use zhuque_restore::process::{self, Maps};
 use zhuque_restore::stub_image::StubImage;
@@ -195,7 +195,7 @@ impl Stopped {
 /// Whether the shim of a process that is not traced waits to be told where the stub goes.
 fn is_waiting(memfd: &File) -> bool {
     let mut said = [0; 8];
-    memfd.read_exact_at(&mut said, 0).is_ok() && u64::from_le_bytes(said) == ENTRANCE_MAGIC
+    memfd.read_exact_at(&mut said, 0).is_ok() && u64::from_le_bytes(said) == ENTRANCE_WANTED
 }
 
 /// Waits for the first stop of its own; false if the process ends instead.

@@ -249,7 +249,10 @@ pub struct ResumeArgs {
     pub vdso_pieces: [VdsoPiece; MAX_VDSO_PIECES],
 }
 
-/// First eight bytes of [`Entrance`], and what the shim writes to the memfd's beginning when it waits for one.
+/// What the shim of a process that is not traced writes to the memfd's beginning when it waits for an [`Entrance`].
+pub const ENTRANCE_WANTED: u64 = u64::from_le_bytes(*b"zqwaits\0");
+
+/// First eight bytes of [`Entrance`].
 pub const ENTRANCE_MAGIC: u64 = u64::from_le_bytes(*b"zqenter\0");
 
 /// Where a process that is not traced finds the stub: in the last page of the memfd that has its memory.

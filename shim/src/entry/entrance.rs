@@ -11,7 +11,7 @@
 use super::maps;
 use core::arch::asm;
 use zhuque_abi::layout::{ENV_RESUMING, PAGE};
-use zhuque_abi::life::{ENTRANCE_MAGIC, Entrance};
+use zhuque_abi::life::{ENTRANCE_MAGIC, ENTRANCE_WANTED, Entrance};
 use zhuque_sys::{Errno, fs, mm, process};
 
 /// The number of the memfd with the stub, if this process is to become a saved program.
@@ -36,14 +36,15 @@ pub unsafe fn wanted(environment: *const *mut u8) -> Option<i32> {
 
 /// Waits for the launcher and goes where it says.
 pub fn enter(memfd: i32) -> ! {
+    if let Err(Errno(number)) = fs::write_at(memfd, &ENTRANCE_WANTED.to_le_bytes(), 0) {
+        fail(number);
+    }
     let entrance = loop {
-        let _ = fs::write_at(memfd, &ENTRANCE_MAGIC.to_le_bytes(), 0);
-        let _ = process::kill(process::pid() as i32, libc::SIGSTOP as u32);
         match read(memfd) {
             Ok(entrance) if entrance.magic == ENTRANCE_MAGIC => break entrance,
-            // Somebody else's SIGCONT.
-            Ok(_) => {}
             Err(Errno(number)) => fail(number),
+            // It is not there yet. Somebody else may stop this process and let it go on, too.
+            Ok(_) => _ = process::kill(process::pid() as i32, libc::SIGSTOP as u32),
         }
     };
     // The launcher would have taken this process with it.
