@@ -2,8 +2,8 @@
 //!
 //! [`Newborn`] is everything that happens there, decided before the fork, since after it the child may only make system
 //! calls: the region's descriptors and the resume's helpers get their numbers, nothing else stays open, no signal is
-//! ignored and all are blocked, and the parent traces it. Where that is refused, the shim is preloaded and waits. [`Doomed`] sees to it that a resume that fails leaves no
-//! process behind.
+//! ignored and all are blocked, and the parent traces it. Where that is refused, the shim is preloaded and waits.
+//! [`Doomed`] sees to it that a resume that fails leaves no process behind.
 //!
 //! Neighbours: `resume` decides, `inject` takes the process over at the end of its exec.
 #![allow(unsafe_code)]

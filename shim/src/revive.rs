@@ -253,7 +253,7 @@ fn after_commit(args: &ResumeArgs) {
     for record in Records::new(journal()).flatten() {
         match record {
             Record::PendingSignal { thread, info } => raise_again(thread, &info),
-            Record::Limit { resource: libc::RLIMIT_NOFILE, hard, .. } => family::limits::revived(hard),
+            Record::Limit { resource: libc::RLIMIT_NOFILE, hard, .. } => family::limits::tell(hard),
             Record::IntervalTimer { which, value_ns, interval_ns } => {
                 process_state::revive_timer(which, value_ns, interval_ns);
             }

@@ -9,10 +9,9 @@
 #![allow(unsafe_code)]
 
 use super::memory::{by_slice, extents, slice_fd};
-use super::spares::{has_room, may_write, write_zeroes};
+use super::spares::{READ_WRITE, has_room, in_memory, may_write, write_zeroes};
 use crate::control;
 use zhuque_abi::header::Ahead;
-use zhuque_abi::life::boot_flag;
 
 /// Largest mapping that is made ahead: CPython's arenas.
 const LARGEST: u64 = 1 << 20;
@@ -20,13 +19,11 @@ const LARGEST: u64 = 1 << 20;
 const SMALLEST: u64 = 64 << 10;
 /// Mappings of one size from one look at a sample to the next.
 const RUN: u64 = 8;
-const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
 
 /// Fresh region memory is about to be mapped: makes its pages, if others like it were used. Whether it did.
 pub fn ready(start: u64, end: u64, prot: u64) -> bool {
     let bytes = end - start;
-    let in_memory = control::life().flags & (boot_flag::SYNC_REGION | boot_flag::DAX) == 0;
-    if !in_memory || prot & READ_WRITE != READ_WRITE || !(SMALLEST..=LARGEST).contains(&bytes) {
+    if !in_memory() || prot & READ_WRITE != READ_WRITE || !(SMALLEST..=LARGEST).contains(&bytes) {
         return false;
     }
     // SAFETY: the memory lock makes this the only user.

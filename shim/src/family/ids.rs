@@ -61,9 +61,14 @@ pub fn real_thread(wanted: u32) -> Option<u32> {
         .filter(|&tid| tid != 0)
 }
 
+/// The slot of the thread that has the kernel's id `tid`.
+pub fn slot_of(tid: u32) -> Option<usize> {
+    (0..control::slots()).find(|&index| tid != 0 && control::life_thread(index).tid.load(Ordering::Relaxed) == tid)
+}
+
 /// The id by which the program knows the thread that has the kernel's id `tid`.
 pub fn virtual_thread(tid: u32) -> Option<u32> {
-    let index = (0..control::slots()).find(|&i| control::life_thread(i).tid.load(Ordering::Relaxed) == tid)?;
+    let index = slot_of(tid)?;
     // SAFETY: an atomic field of the control mapping.
     Some(unsafe { (*control::slot(index)).virtual_tid.load(Ordering::Relaxed) }).filter(|&known| known != 0)
 }
@@ -131,8 +136,8 @@ const SIGPWR: u64 = libc::SIGPWR as u64;
 /// si_code of tgkill.
 const SI_TKILL: u32 = -6i32 as u32;
 
-/// The kernel's id of the thread that a SIGPWR of the program's own is meant for, with its siginfo, if the call names a thread. A SIGPWR for the
-/// process announces a power failure, whoever sends it.
+/// The kernel's id of the thread that a SIGPWR of the program's own is meant for, with its siginfo, if the call names a
+/// thread. A SIGPWR for the process announces a power failure, whoever sends it.
 fn own_power(slot: &Slot, number: i64, a: [u64; 6]) -> Result<Option<(u32, SigInfo)>, Errno> {
     let (tid, signal) = match number {
         libc::SYS_tkill => (a[0] as u32, a[1]),

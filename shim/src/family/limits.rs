@@ -81,8 +81,8 @@ fn set_kernel(soft: u64, hard: u64) -> Result<(), Errno> {
     process::limit(libc::RLIMIT_NOFILE, Some([soft, room])).map(|_| ())
 }
 
-/// Remembers what the program knows, if it is not what the kernel says.
-fn tell(hard: u64) {
+/// Remembers what the program knows, if it is not what the kernel says. In a new life after its commit only.
+pub fn tell(hard: u64) {
     let kernel = process::limit(libc::RLIMIT_NOFILE, None).map_or(hard, |[_, kernel]| kernel);
     told().store(if kernel <= hard { 0 } else { hard.saturating_add(1) }, Ordering::Relaxed);
 }
@@ -95,11 +95,6 @@ pub fn revive(soft: u64, hard: u64) {
         // Less is allowed here.
         let _ = process::limit(libc::RLIMIT_NOFILE, Some([soft.min(kernel), kernel]));
     }
-}
-
-/// The same after the commit.
-pub fn revived(hard: u64) {
-    tell(hard);
 }
 
 /// A child leaves the region: its limit is the one that it knows of, or what it has set since.

@@ -27,8 +27,7 @@ pub fn keep(generation: u64) {
 /// can be pending; another is dropped, as the kernel does with signals of this kind. False: no such thread.
 pub fn send(tid: u32, info: SigInfo) -> bool {
     let _lock = Lock::state();
-    let thread = |&index: &usize| control::life_thread(index).tid.load(Ordering::Relaxed) == tid && tid != 0;
-    let Some(index) = (0..control::slots()).find(thread) else { return false };
+    let Some(index) = super::ids::slot_of(tid) else { return false };
     let slot = control::slot(index);
     // SAFETY: the flag is an atomic; while it is 0 nobody reads the siginfo, and the lock keeps others from writing it. The
     // mask is a word that may change as one looks at it, as it may with the kernel.

@@ -26,6 +26,8 @@ const LARGEST: u64 = 32 << 20;
 /// Largest mapping that is cleared rather than taken out: the gate may not take long.
 const CLEARED: u64 = 4 << 20;
 const MADV_POPULATE_READ: i32 = 22;
+/// Protection of memory that is used right away.
+pub const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
 
 fn all() -> &'static mut [Spare; MAX_SPARES] {
     // SAFETY: the memory lock makes this the only user.
@@ -38,7 +40,12 @@ fn take_out(spare: Spare) -> Result<(), Errno> {
 
 /// Whether content is kept at all when this much is unmapped.
 pub fn keeps(bytes: u64) -> bool {
-    control::life().flags & (boot_flag::SYNC_REGION | boot_flag::DAX) == 0 && bytes <= LARGEST
+    in_memory() && bytes <= LARGEST
+}
+
+/// Whether the store is in memory.
+pub fn in_memory() -> bool {
+    control::life().flags & (boot_flag::SYNC_REGION | boot_flag::DAX) == 0
 }
 
 /// Bytes that may be kept now: a part of what the program has around `address`, and nothing if the store is filling up.
@@ -136,7 +143,9 @@ pub fn reclaim(start: u64, end: u64) -> Result<(), Errno> {
 /// Makes a range read zero in which region memory is to be mapped: clears what spares have left there, or takes it out.
 /// Whether there are pages now.
 pub fn ready(start: u64, end: u64, prot: u64) -> Result<bool, Errno> {
-    const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    if !all().iter().any(|spare| spare.start < end && start < spare.end) {
+        return Ok(false);
+    }
     if prot & READ_WRITE != READ_WRITE || end - start > CLEARED || !may_write() {
         reclaim(start, end)?;
         return Ok(false);

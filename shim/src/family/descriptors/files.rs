@@ -336,12 +336,7 @@ pub fn revive(r: &Reviving<'_>, description: &Description<'_>) -> Result<i32, Fa
         at.push(b"files/").push(kept);
     }
     let flags = description.flags as i32 & !ONCE & !libc::O_DIRECTORY;
-    let fd = match open(directory, &at, flags) {
-        // A thread of this program that does not exist yet, or a process that is gone for good.
-        Err(Errno(libc::ENOENT)) if thread_files::of_process(path) => thread_files::placeholder(flags),
-        opened => opened,
-    };
-    let fd = fd.map_err(|e| Failure::about(path).errno(e))?;
+    let fd = open(directory, &at, flags).map_err(|e| Failure::about(path).errno(e))?;
     if identity[1] != 0 && !r.force {
         verify(fd, path, &identity, flags & libc::O_APPEND != 0, mapped, !kept.is_empty())?;
     }
@@ -360,6 +355,8 @@ fn open(directory: i32, path: &Path, flags: i32) -> Result<i32, Errno> {
         Err(Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => {
             fs::open_at(directory, path, flags & !libc::O_NOATIME, 0)
         }
+        // A thread of this program that does not exist yet, or a process that is gone for good.
+        Err(Errno(libc::ENOENT)) if thread_files::of_process(path.as_bytes()) => thread_files::placeholder(flags),
         other => other,
     }
 }
@@ -395,11 +392,7 @@ pub fn revive_directory(description: &Description<'_>) -> Result<i32, Failure> {
     let mut at = Path::new();
     at.push(path);
     let flags = description.flags as i32 & !ONCE | libc::O_DIRECTORY;
-    let fd = match open(libc::AT_FDCWD, &at, flags) {
-        Err(Errno(libc::ENOENT)) if thread_files::of_process(path) => thread_files::placeholder(flags),
-        opened => opened,
-    };
-    let fd = fd.map_err(|e| Failure::about(path).errno(e))?;
+    let fd = open(libc::AT_FDCWD, &at, flags).map_err(|e| Failure::about(path).errno(e))?;
     if offset != 0 {
         let _ = fs::seek(fd, offset as i64, libc::SEEK_SET);
     }
