@@ -8,7 +8,8 @@
 //! Everything here is called under the memory lock, on a store in memory. Neighbours: `memory`, `spares`.
 #![allow(unsafe_code)]
 
-use super::memory::{by_slice, extents, slice_fd};
+use super::content::extents;
+use super::memory::{by_slice, slice_fd};
 use super::spares::{READ_WRITE, has_room, in_memory, may_write, write_zeroes};
 use crate::control;
 use zhuque_abi::header::Ahead;
@@ -43,11 +44,10 @@ pub fn ready(start: u64, end: u64, prot: u64) -> bool {
 /// Whether most of the sample has been touched.
 fn is_full(start: u64, bytes: u64) -> bool {
     let mut used = 0;
-    let counted = by_slice(start, start + bytes, |slice, offset, _, part| {
-        extents(slice, offset, part, |_, length| {
-            used += length;
-            Ok(())
-        })
+    // An error if the program has unmapped it since.
+    let counted = extents(start, start + bytes, |_, length| {
+        used += length;
+        Ok(())
     });
     counted.is_ok() && used >= bytes / 4 * 3
 }

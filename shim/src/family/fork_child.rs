@@ -5,7 +5,7 @@
 //! places of the shared ones.
 #![allow(unsafe_code)]
 
-use super::memory::{by_slice, extents};
+use super::content::extents;
 use super::signals;
 use crate::control;
 use crate::entry::handler::NEVER_BLOCKED;
@@ -84,10 +84,8 @@ fn copy_run(run: Mapping) -> Result<(), Errno> {
             if i32::from(run.attr.prot) & libc::PROT_READ == 0 {
                 mm::mprotect(run.start, bytes, libc::PROT_READ)?;
             }
-            by_slice(run.start, run.end, |slice, offset, address, part| {
-                extents(slice, offset, part, |at, length| {
-                    user::copy(copy + (address - run.start) + at, address + at, length as usize)
-                })
+            extents(run.start, run.end, |address, length| {
+                user::copy(copy + (address - run.start), address, length as usize)
             })?;
         }
         if i32::from(run.attr.prot) != READ_WRITE {

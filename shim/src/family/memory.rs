@@ -18,8 +18,6 @@ use zhuque_abi::maps::{Kind, flag};
 use zhuque_model::maptree::{Attr, Full, MapTree, Mapping};
 use zhuque_sys::{Errno, fs, mm};
 
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
 const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
 const PROT_GROWS: u64 = (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP) as u64;
 
@@ -154,28 +152,6 @@ pub fn punch(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
     result
 }
 
-/// Calls `each` with every extent of a slice's range that has content: offset in the range, bytes.
-pub fn extents(
-    slice: usize,
-    offset: u64,
-    bytes: u64,
-    mut each: impl FnMut(u64, u64) -> Result<(), Errno>,
-) -> Result<(), Errno> {
-    let end = offset + bytes;
-    let mut at = offset;
-    while at < end {
-        let data = match fs::seek(slice_fd(slice), at as i64, SEEK_DATA) {
-            Ok(data) if data < end => data,
-            Ok(_) | Err(Errno(libc::ENXIO)) => break,
-            Err(e) => return Err(e),
-        };
-        let hole = fs::seek(slice_fd(slice), data as i64, SEEK_HOLE)?.min(end);
-        each(data - offset, hole - data)?;
-        at = hole;
-    }
-    Ok(())
-}
-
 /// Takes everything out of a range: mapping, content, table entry. An error has changed nothing.
 pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     not_ours(memory, start, end)?;
@@ -186,16 +162,18 @@ pub fn unmap(memory: &mut Memory, start: u64, end: u64) -> Result<(), Errno> {
     if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_sharing() {
         return retire(memory, start, end);
     }
+    let private = |run: Mapping| run.attr.kind == Kind::Region && !shared(&run);
+    let kept = if memory.tree.range(start, end).all(private) { spares::worth(start, end) } else { None };
     // Nobody else gets at these addresses before the lock is given up, so the content may go after the mapping: if the
     // kernel refuses (it may have to split a mapping, and have too many), the program still has both.
     // SAFETY: the program asked for it, and nothing of ours lies there.
     unsafe { mm::munmap(start, end - start) }?;
     crate::entry::patch::library_unmapped(memory, start, end);
-    let private = |run: Mapping| run.attr.kind == Kind::Region && !shared(&run);
-    let emptied = if spares::keeps(end - start) && memory.tree.range(start, end).all(private) {
-        memory.tree.range(start, end).try_for_each(|run| spares::keep(run.start.max(start), run.end.min(end)))
-    } else {
-        punch(memory, start, end)
+    let emptied = match kept {
+        Some(spare) => punch(memory, start, spare.start)
+            .and_then(|()| punch(memory, spare.end, end))
+            .and_then(|()| spares::keep(spare)),
+        None => punch(memory, start, end),
     };
     match emptied {
         Ok(()) => memory.tree.clear(start, end).map_err(full),

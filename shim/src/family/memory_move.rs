@@ -1,7 +1,8 @@
 //! mremap(2). Since the offset in the slice *is* the address, a move of region memory is a copy of what has content.
 #![allow(unsafe_code)]
 
-use super::memory::{Memory, by_slice, extents, fresh_slices, full, not_ours, range, slice_fd, unmap};
+use super::content::extents;
+use super::memory::{Memory, fresh_slices, full, not_ours, range, slice_fd, unmap};
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
 use zhuque_abi::maps::Kind;
@@ -129,9 +130,7 @@ fn relocate(memory: &mut Memory, run: Mapping, target: u64, bytes: u64, keep: bo
 
 /// Copies the content of region memory to another address, leaving holes holes.
 fn copy_content(from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
-    by_slice(from, from + bytes, |slice, offset, address, part| {
-        extents(slice, offset, part, |at, length| copy_run(address + at, to + (address - from) + at, length))
-    })
+    extents(from, from + bytes, |address, length| copy_run(address, to + (address - from), length))
 }
 
 /// Copies one run of content through two windows, so that neither side's protection matters.

@@ -5,6 +5,7 @@
 
 pub mod ahead;
 pub mod clocks;
+pub mod content;
 pub mod descriptors;
 pub mod exec;
 pub mod exec_check;

@@ -8,8 +8,10 @@
 //! Everything here is called under the memory lock. Neighbours: `memory` and `memory_map`.
 #![allow(unsafe_code)]
 
-use super::memory::{by_slice, extents, slice_fd};
+use super::content::extents;
+use super::memory::{by_slice, slice_fd};
 use crate::control;
+use crate::gate::error;
 use zhuque_abi::header::{MAX_SPARES, Spare};
 use zhuque_abi::layout::slice_of;
 use zhuque_abi::life::boot_flag;
@@ -23,6 +25,8 @@ const LEAST: u64 = 4 << 20;
 const PART: u64 = 8;
 /// Largest piece that is kept.
 const LARGEST: u64 = 32 << 20;
+/// Pieces from which on what is unmapped is too thinly used to be kept.
+const MAX_RUNS: u32 = 16;
 /// Largest mapping that is cleared rather than taken out: the gate may not take long.
 const CLEARED: u64 = 4 << 20;
 const MADV_POPULATE_READ: i32 = 22;
@@ -38,9 +42,23 @@ fn take_out(spare: Spare) -> Result<(), Errno> {
     by_slice(spare.start, spare.end, |slice, offset, _, bytes| fs::punch_hole(slice_fd(slice), offset, bytes))
 }
 
-/// Whether content is kept at all when this much is unmapped.
-pub fn keeps(bytes: u64) -> bool {
-    in_memory() && bytes <= LARGEST
+/// What of region memory that is about to be unmapped is worth keeping: from its first page with content to its last,
+/// if few are missing in between. Nothing else there has content.
+pub fn worth(start: u64, end: u64) -> Option<Spare> {
+    if !in_memory() || end - start > LARGEST {
+        return None;
+    }
+    let (mut found, mut used, mut runs) = (Spare::default(), 0, 0);
+    let counted = extents(start, end, |address, bytes| {
+        if runs == 0 {
+            found.start = address;
+        }
+        found.end = address + bytes;
+        used += bytes;
+        runs += 1;
+        if runs < MAX_RUNS { Ok(()) } else { error(libc::E2BIG) }
+    });
+    (counted.is_ok() && runs > 0 && used >= (found.end - found.start) / 4 * 3).then_some(found)
 }
 
 /// Whether the store is in memory.
@@ -61,13 +79,12 @@ pub fn has_room(address: u64) -> bool {
 }
 
 /// Keeps the content of region memory that is about to be unmapped, or takes it out.
-pub fn keep(start: u64, end: u64) -> Result<(), Errno> {
-    let allowed = allowed(start);
+pub fn keep(mut new: Spare) -> Result<(), Errno> {
+    let allowed = allowed(new.start);
     let spares = all();
     // What touches becomes one, in moderation; the result is the youngest.
-    let mut new = Spare { start, end };
     let mut kept = 0;
-    let mut total = end - start;
+    let mut total = new.end - new.start;
     for index in 0..MAX_SPARES {
         let spare = spares[index];
         if spare.end == 0 {
@@ -153,9 +170,8 @@ pub fn ready(start: u64, end: u64, prot: u64) -> Result<bool, Errno> {
     let mut any = false;
     withdraw(start, end, |spare| {
         any = true;
-        let cleared = by_slice(spare.start, spare.end, |slice, offset, _, bytes| {
-            extents(slice, offset, bytes, |at, length| write_zeroes(slice_fd(slice), offset + at, length))
-        });
+        let cleared =
+            by_slice(spare.start, spare.end, |slice, offset, _, bytes| write_zeroes(slice_fd(slice), offset, bytes));
         cleared.or_else(|_| take_out(spare))
     })?;
     Ok(any)
@@ -163,11 +179,9 @@ pub fn ready(start: u64, end: u64, prot: u64) -> Result<bool, Errno> {
 
 /// Maps the pages that a range has, all at once: cheaper than one fault each.
 pub fn present(start: u64, end: u64) {
-    let _ = by_slice(start, end, |slice, offset, address, bytes| {
-        extents(slice, offset, bytes, |at, length| {
-            // SAFETY: changes no content.
-            unsafe { mm::madvise(address + at, length, MADV_POPULATE_READ) }
-        })
+    let _ = extents(start, end, |address, bytes| {
+        // SAFETY: changes no content.
+        unsafe { mm::madvise(address, bytes, MADV_POPULATE_READ) }
     });
 }
 

@@ -80,3 +80,11 @@ pub unsafe fn madvise(address: u64, bytes: u64, advice: i32) -> Result<(), Errno
     // SAFETY: the caller's argument.
     check(unsafe { call3(libc::SYS_madvise as usize, address as usize, bytes as usize, advice as usize) }).map(|_| ())
 }
+
+/// mincore(2): bit 0 of each entry says whether that page, from `address` on, is in memory. ENOMEM: not all is mapped.
+pub fn resident(address: u64, pages: &mut [u8]) -> Result<(), Errno> {
+    let bytes = pages.len() * 4096;
+    // SAFETY: writes one byte a page.
+    check(unsafe { call3(libc::SYS_mincore as usize, address as usize, bytes, pages.as_mut_ptr() as usize) })
+        .map(|_| ())
+}
