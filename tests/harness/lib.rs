@@ -5,6 +5,7 @@
 //! * [`guest`]: a program to run, built from `examples/` where it is C
 //! * [`life`]: one region from `run` to its end, with failures and resumes
 //! * [`digest`]: what a region holds, byte by byte, to find out whether anything changed
+//! * [`tracer`]: a failure at a chosen system call
 //! * [`load`]: clients of memcached and redis that remember what was promised to them
 //! * [`random`]: a seeded generator; a failing test prints its seed
 //!
@@ -20,6 +21,7 @@ pub mod life;
 pub mod load;
 pub mod random;
 pub mod store;
+pub mod tracer;
 
 pub use command::Finished;
 pub use guest::Guest;

@@ -7,6 +7,7 @@ use crate::command::{self, Finished, PATIENCE, SAVED};
 use crate::guest::Guest;
 use crate::random::Random;
 use crate::store::{Region, Store};
+use crate::tracer::{self, Moment, Watched};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions};
@@ -41,15 +42,9 @@ pub enum Announce {
 }
 
 impl<'s> Life<'s> {
-    /// Starts `guest` as region `name` in a new working directory.
-    pub fn start(store: &'s Store, name: &str, guest: &Guest) -> Life<'s> {
-        Life::start_with(store, name, guest, &[])
-    }
-
-    /// The same with options for `run`.
-    pub fn start_with(store: &'s Store, name: &str, guest: &Guest, options: &[&str]) -> Life<'s> {
+    fn new(store: &'s Store, name: &str, guest: &Guest) -> Life<'s> {
         let dir = store.work_dir(&format!("{name}.work"));
-        let mut life = Life {
+        Life {
             store,
             name: name.to_string(),
             dir,
@@ -59,12 +54,55 @@ impl<'s> Life<'s> {
             status: None,
             log: Vec::new(),
             born: Instant::now(),
-        };
+        }
+    }
+
+    /// Starts `guest` as region `name` in a new working directory.
+    pub fn start(store: &'s Store, name: &str, guest: &Guest) -> Life<'s> {
+        Life::start_with(store, name, guest, &[])
+    }
+
+    /// The same with options for `run`.
+    pub fn start_with(store: &'s Store, name: &str, guest: &Guest, options: &[&str]) -> Life<'s> {
+        let mut life = Life::new(store, name, guest);
         let mut command = store.zhuque("run");
         command.args(options).args(["-n", name, "--"]).arg(&guest.program).args(&guest.arguments);
         command.envs(guest.environment.iter().cloned()).current_dir(&life.dir);
         life.spawn(command);
         life
+    }
+
+    /// Starts `guest` watched, with a power failure at a chosen call, and waits until that or its end has come.
+    pub fn start_watched(
+        store: &'s Store,
+        name: &str,
+        guest: &Guest,
+        wanted: Option<(u64, Moment)>,
+    ) -> (Life<'s>, Watched) {
+        let mut life = Life::new(store, name, guest);
+        let mut command = store.held("run");
+        command.args(["-n", name, "--"]).arg(&guest.program).args(&guest.arguments);
+        command.envs(guest.environment.iter().cloned()).current_dir(&life.dir);
+        life.spawn(command);
+        let Some(mut child) = life.launcher.take() else { life.wrong("has not been started") };
+        let held = child.stdin.take();
+        let watched = tracer::watch(child.id(), wanted, guest.patience, || drop(held));
+        life.note(format!("watched, failure at {wanted:?}: {watched:?}"));
+        match watched {
+            Ok(Some(watched)) => {
+                life.status = Some(watched.status);
+                life.failures += u32::from(watched.status == SAVED);
+                (life, watched)
+            }
+            Ok(None) => {
+                life.launcher = Some(child);
+                life.wrong("hangs")
+            }
+            Err(error) => {
+                life.launcher = Some(child);
+                life.wrong(&format!("cannot be watched: {error}"))
+            }
+        }
     }
 
     /// Where the program's standard output, or its errors, are collected.
@@ -197,6 +235,20 @@ impl<'s> Life<'s> {
             stdout: fs::read(self.output_file("out")).unwrap_or_default(),
             stderr: String::from_utf8_lossy(&fs::read(self.output_file("err")).unwrap_or_default()).into_owned(),
         }
+    }
+
+    /// Whether the program has printed nothing and has left no region.
+    pub fn nothing_happened(&self) -> bool {
+        let printed = fs::metadata(self.output_file("out")).map_or(0, |data| data.len());
+        printed == 0 && self.store.find(&self.name).is_none()
+    }
+
+    /// Takes away what a life that was right has left.
+    pub fn remove(self) {
+        for path in [self.output_file("out"), self.output_file("err")] {
+            let _ = fs::remove_file(path);
+        }
+        let _ = fs::remove_dir_all(&self.dir);
     }
 
     /// Ends the test with all that is known.

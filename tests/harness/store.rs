@@ -143,6 +143,13 @@ impl Store {
         before.iter().cloned().chain(words).collect()
     }
 
+    /// The same, held back until its standard input is closed.
+    pub fn held(&self, subcommand: &str) -> Command {
+        let mut command = self.limited("{ read -r _ || exec </dev/null; }", subcommand);
+        command.stdin(std::process::Stdio::piped());
+        command
+    }
+
     /// The same from a shell that has run `limits` before (ulimit, say).
     pub fn limited(&self, limits: &str, subcommand: &str) -> Command {
         let mut command = command::command(Path::new("/bin/sh"), self.user);

@@ -1,0 +1,225 @@
+//! Power failures at chosen system calls: a program under `zhuque run`, watched with ptrace(2).
+//!
+//! What is counted are the calls that reach the kernel, the shim's own included: Syscall User Dispatch comes before
+//! ptrace in the kernel's entry, so a call that is only on its way into the gate does not show. Moments of call N:
+//! *before* it (it is taken back, and SIGPWR arrives with the registers as they were in front of the instruction),
+//! *inside* (SIGPWR is pending when it begins: what blocks is interrupted, everything else gets it on the way out) and
+//! *after* it.
+//!
+//! wait4(2) and the requests that carry signals are called directly: nix knows no real-time signals.
+//!
+//! Key types: [`Moment`], [`Watched`]. Neighbour: `life`, which starts the program and resumes it.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::sys::ptrace::{self, Event, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The stop signal of a call's stop.
+const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+/// Where in a call the power fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Before the call has begun.
+    Before,
+    /// While it is made.
+    Inside,
+    /// When it is through, before the next instruction.
+    After,
+}
+
+/// What was seen of a program.
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    /// Calls that its threads have begun.
+    pub calls: u64,
+    /// The number of the call at which the power failed, if it did.
+    pub failed_at: Option<u64>,
+    /// The launcher's exit status.
+    pub status: i32,
+}
+
+/// A thread of the program between the two stops of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Between {
+    Calls,
+    /// In a call that the failure is waiting for.
+    Call(Failing),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failing {
+    No,
+    /// The call was taken back: this is its number.
+    TakenBack(u64),
+    Afterwards,
+}
+
+struct Tracer {
+    root: Pid,
+    program: Option<Pid>,
+    threads: Vec<(Pid, Between)>,
+    wanted: Option<(u64, Moment)>,
+    seen: Watched,
+}
+
+/// Attaches to `launcher`, which has not executed `zhuque` yet and is a child of this thread, and lets `go` tell it to.
+/// The power fails at the call and moment `wanted`; returns when the launcher has ended, `None` if it does not in `limit`.
+pub fn watch(
+    launcher: u32,
+    wanted: Option<(u64, Moment)>,
+    limit: Duration,
+    go: impl FnOnce(),
+) -> nix::Result<Option<Watched>> {
+    let root = Pid::from_raw(launcher as i32);
+    let all = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACEEXEC
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_TRACECLONE;
+    ptrace::seize(root, all)?;
+    go();
+    let mut tracer = Tracer { root, program: None, threads: Vec::new(), wanted, seen: Watched::default() };
+    let end = Instant::now() + limit;
+    let mut quiet = 0;
+    while Instant::now() < end {
+        let Some((pid, status)) = next_change()? else {
+            quiet += 1;
+            match quiet {
+                0..50 => std::thread::yield_now(),
+                _ => std::thread::sleep(Duration::from_micros(50)),
+            }
+            continue;
+        };
+        quiet = 0;
+        if pid == root && !libc::WIFSTOPPED(status) {
+            tracer.seen.status = match libc::WIFEXITED(status) {
+                true => libc::WEXITSTATUS(status),
+                false => 128 + libc::WTERMSIG(status),
+            };
+            return Ok(Some(tracer.seen));
+        }
+        match tracer.changed(pid, status) {
+            // It was killed while it stood still.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// What has happened to a process that this thread has started or traces (other tests run beside it), without waiting.
+fn next_change() -> nix::Result<Option<(Pid, i32)>> {
+    let mut status = 0;
+    // SAFETY: writes the status.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG) };
+    Errno::result(pid).map(|pid| (pid > 0).then_some((Pid::from_raw(pid), status)))
+}
+
+/// Lets a stopped thread go on by `request`, and gives it a signal.
+fn go_on_with(request: libc::c_uint, pid: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: these requests take a number each, no addresses.
+    Errno::result(unsafe { libc::ptrace(request, pid.as_raw(), 0, i64::from(signal)) }).map(|_| ())
+}
+
+impl Tracer {
+    fn changed(&mut self, pid: Pid, status: i32) -> nix::Result<()> {
+        if !libc::WIFSTOPPED(status) {
+            self.threads.retain(|(thread, _)| *thread != pid);
+            return Ok(());
+        }
+        // PTRACE_O_TRACESYSGOOD marks the stops of calls, the bits above say which event it is.
+        match (libc::WSTOPSIG(status), status >> 16) {
+            (SYSCALL_STOP, _) => self.call(pid),
+            (_, event) if event != 0 => {
+                if event == Event::PTRACE_EVENT_EXEC as i32 && pid != self.root && self.program.is_none() {
+                    self.program = Some(pid);
+                    self.threads.push((pid, Between::Call(Failing::No)));
+                }
+                self.go_on(pid, 0)
+            }
+            (signal, _) => self.go_on(pid, signal),
+        }
+    }
+
+    /// Whether `pid` is a thread of the program. What the program forks is let go.
+    fn is_ours(&mut self, pid: Pid) -> bool {
+        if self.threads.iter().any(|(thread, _)| *thread == pid) {
+            return true;
+        }
+        let Some(program) = self.program else { return false };
+        let ours = PathBuf::from(format!("/proc/{program}/task/{pid}")).exists();
+        if ours {
+            self.threads.push((pid, Between::Calls));
+        }
+        ours
+    }
+
+    /// Lets a thread go on, to its next call as long as calls are counted.
+    fn go_on(&mut self, pid: Pid, signal: i32) -> nix::Result<()> {
+        let counting = self.seen.failed_at.is_none();
+        if counting && self.is_ours(pid) {
+            return go_on_with(libc::PTRACE_SYSCALL, pid, signal);
+        }
+        let forked = self.program.is_some() && pid != self.root && !self.is_ours(pid);
+        go_on_with(if forked { libc::PTRACE_DETACH } else { libc::PTRACE_CONT }, pid, signal)
+    }
+
+    /// A thread has come to the beginning or the end of a call.
+    fn call(&mut self, pid: Pid) -> nix::Result<()> {
+        if !self.is_ours(pid) {
+            return self.go_on(pid, 0);
+        }
+        let Some(at) = self.threads.iter().position(|(thread, _)| *thread == pid) else { return Ok(()) };
+        match self.threads[at].1 {
+            Between::Calls => self.begins(pid, at),
+            Between::Call(failing) => {
+                self.threads[at].1 = Between::Calls;
+                match failing {
+                    Failing::No => self.go_on(pid, 0),
+                    Failing::Afterwards => self.fail(pid),
+                    Failing::TakenBack(number) => {
+                        let mut registers = ptrace::getregs(pid)?;
+                        registers.rax = number;
+                        registers.rip -= 2;
+                        ptrace::setregs(pid, registers)?;
+                        self.fail(pid)
+                    }
+                }
+            }
+        }
+    }
+
+    fn begins(&mut self, pid: Pid, at: usize) -> nix::Result<()> {
+        let number = self.seen.calls;
+        self.seen.calls += 1;
+        let moment = self.wanted.filter(|(call, _)| *call == number).map(|(_, moment)| moment);
+        self.threads[at].1 = Between::Call(match moment {
+            Some(Moment::Before) => {
+                let mut registers = ptrace::getregs(pid)?;
+                let number = registers.orig_rax;
+                registers.orig_rax = u64::MAX;
+                ptrace::setregs(pid, registers)?;
+                Failing::TakenBack(number)
+            }
+            Some(Moment::After) => Failing::Afterwards,
+            _ => Failing::No,
+        });
+        if moment == Some(Moment::Inside) { self.fail(pid) } else { self.go_on(pid, 0) }
+    }
+
+    /// The power fails: this thread is the first to hear of it.
+    fn fail(&mut self, pid: Pid) -> nix::Result<()> {
+        self.seen.failed_at = self.wanted.map(|(call, _)| call);
+        // This thread may be ending; then the others hear of it.
+        if let Some(program) = self.program {
+            kill(program, Signal::SIGPWR)?;
+        }
+        // At the stop of a call the kernel sends the signal, rather than deliver it (ptrace(2)).
+        go_on_with(libc::PTRACE_CONT, pid, libc::SIGPWR)
+    }
+}

@@ -1,0 +1,104 @@
+//! A power failure at every system call of a guest: before it, inside it, after it.
+//!
+//! Each guest runs natively, then watched without a failure, which counts its calls, then once for each call and moment:
+//! status and output must be the same each time. Long ones are sampled: `ZHUQUE_POINTS` says how many points a guest has
+//! (default 40), `all` takes every one of them.
+
+use zhuque_tests::command::SAVED;
+use zhuque_tests::life::first_difference;
+use zhuque_tests::tracer::Moment;
+use zhuque_tests::{Finished, Guest, Life, Random, Store};
+
+const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];
+
+/// The calls and moments to try out of `calls` calls.
+fn points(calls: u64, random: &mut Random) -> Vec<(u64, Moment)> {
+    let wanted = std::env::var("ZHUQUE_POINTS").unwrap_or_default();
+    let every = |call| MOMENTS.map(|moment| (call, moment));
+    let count = wanted.parse().unwrap_or(40u64).div_ceil(3);
+    if wanted == "all" || calls <= count {
+        return (0..calls).flat_map(every).collect();
+    }
+    (0..count).flat_map(|_| every(random.below(calls))).collect()
+}
+
+fn check_every_call(guest: &Guest) {
+    let store = Store::new();
+    let native = guest.finish_natively(&store, &store.work_dir("native"));
+    assert_eq!(native.status, 0, "natively: {}", native.stderr);
+    let (life, watched) = Life::start_watched(&store, "counted", guest, None);
+    same(life, &native);
+    let mut random = Random::new();
+    let (mut saved, mut early, mut late) = (0, 0, 0);
+    for (call, moment) in points(watched.calls, &mut random) {
+        let name = format!("{}-{call}-{moment:?}", guest.name()).to_lowercase();
+        let (mut life, seen) = Life::start_watched(&store, &name, guest, Some((call, moment)));
+        match seen.status {
+            SAVED => {
+                life.resume();
+                same(life, &native);
+                saved += 1;
+            }
+            // It had not begun: the shim was not up. Nothing was there to be saved.
+            _ if seen.failed_at.is_some() && life.nothing_happened() => early += 1,
+            // It was just ending, or made fewer calls this time.
+            _ => {
+                same(life, &native);
+                if seen.failed_at.is_some() {
+                    println!(
+                        "{}: at {moment:?} of call {call}, after {} calls, it was ending",
+                        guest.name(),
+                        seen.calls
+                    );
+                }
+                late += 1;
+            }
+        }
+    }
+    println!(
+        "{}: {} calls; failures: {saved} saved, {early} before its start, {late} after its end",
+        guest.name(),
+        watched.calls
+    );
+    assert!(saved > 0, "no failure was survived: nothing was tested");
+}
+
+fn same(mut life: Life<'_>, native: &Finished) {
+    let found = life.end();
+    if found.status != native.status {
+        life.wrong(&format!("ended with {} instead of {}", found.status, native.status));
+    }
+    if let Some(difference) = first_difference(&native.stdout, &found.stdout) {
+        life.wrong(&difference);
+    }
+    life.remove();
+}
+
+/// One test for each guest, so that they run side by side and fail by themselves.
+macro_rules! guests {
+    ($($test:ident: $($word:literal)+;)*) => {
+        $(#[test]
+        fn $test() {
+            let words = [$($word),+];
+            check_every_call(&Guest::c(words[0]).args(&words[1..]));
+        })*
+    };
+}
+
+guests! {
+    shared_memory_and_files: "alias" "2";
+    cancelled_threads: "cancel" "2";
+    clocks: "clocks" "100";
+    children_that_end: "ended" "2";
+    execs_of_the_program: "execs" "3";
+    forks: "fork" "1";
+    signals_that_come_late: "late" "2" "1000";
+    memory: "memory" "300";
+    its_own_sigpwr: "power" "3";
+    reused_addresses: "reuse" "4" "20";
+    signals: "signals" "1";
+    threads: "threads" "4" "20";
+    vector_registers: "vectors" "50";
+    vforks: "vforks" "2";
+    waits: "waits" "1";
+}
