@@ -27,13 +27,28 @@ static char *over(char *at, int flags, int file) {
     return mapped == at ? at : NULL;
 }
 
+/* Moving it keeps it shared, as long as the child lives. Its size. */
+static size_t move(char **at, pid_t child) {
+    char *moved = mremap(*at, BYTES, 4 * BYTES, MREMAP_MAYMOVE);
+    CHECK(moved != MAP_FAILED || errno == ENOMEM);
+    if (moved == MAP_FAILED) return BYTES;
+    *at = moved;
+    memset(moved, 0, BYTES);
+    usleep(5000);
+    siginfo_t info = {0};
+    if (moved[0] == 1) return 4 * BYTES;
+    CHECK(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT) == 0 && info.si_pid == child);
+    return 4 * BYTES;
+}
+
 static void round_of(int file) {
-    char *one = shared(), *two = shared(), *three = shared(), *four = shared();
+    char *one = shared(), *two = shared(), *three = shared(), *four = shared(), *five = shared();
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0)
         for (;;) {
             memset(one, 1, BYTES), memset(two, 1, BYTES), memset(three, 1, BYTES), memset(four, 1, BYTES);
+            memset(five, 1, BYTES);
             usleep(200);
         }
     usleep(1000);
@@ -52,12 +67,14 @@ static void round_of(int file) {
         CHECK(memcmp(mapped, "hello", 5) == 0);
         check_zero(mapped, 5, 8192, "behind the end of a file");
     }
+    size_t bytes = move(&five, child);
     CHECK(munmap(four, BYTES) == 0);
     CHECK(kill(child, SIGKILL) == 0 || errno == ESRCH);
     while (waitpid(child, NULL, 0) != child) CHECK(errno == EINTR);
     mapped = over(four, MAP_ANONYMOUS, -1);
     if (mapped) check_zero(mapped, 0, BYTES, "when the child has gone");
     for (char **at = (char *[]){one, three, four, NULL}; *at; at++) CHECK(munmap(*at, BYTES) == 0);
+    CHECK(munmap(five, bytes) == 0);
 }
 
 int main(int count, char **values) {

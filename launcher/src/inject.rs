@@ -7,14 +7,14 @@
 //! steps: their SIGTRAP would have to get past the blocked signal mask, and the kernel would unblock it.)
 //!
 //! Where ptrace is refused, the shim, preloaded by ld.so, does the same when it is told where to (shim:
-//! `entry/entrance.rs`); it has stopped the process then.
+//! `entry/entrance.rs`); the process waits there then.
 //!
 //! Key type: [`Stopped`]. Neighbours: `resume` says what goes into the process; `zhuque_restore` decides
 //! where ([`holes`]); `restore/stub` runs there.
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, write};
 use zhuque_abi::layout::{PAGE, page_up};
 use zhuque_abi::life::{ENTRANCE_MAGIC, ENTRANCE_WANTED, MapStep, ResumeArgs, VdsoPiece};
 use zhuque_restore::holes::{self, Run};
@@ -48,6 +48,8 @@ pub struct Load<'a> {
     pub memfd: &'a File,
     /// Its number in the process.
     pub memfd_number: RawFd,
+    /// This end of the status socket.
+    pub status: &'a OwnedFd,
 }
 
 /// A process at the end of its exec, in the hands of its tracer, or waiting in the shim's constructor.
@@ -63,8 +65,8 @@ const LOADER_LIMIT: Duration = Duration::from_secs(10);
 
 impl Stopped {
     /// Waits until a child is through its exec. `None`: it has ended. A child that is not traced writes to `memfd` when
-    /// its shim waits.
-    pub fn after_exec(pid: Pid, memfd: &File) -> anyhow::Result<Option<Stopped>> {
+    /// its shim waits; one that is goes on to the exec when there is a byte on the `status` socket.
+    pub fn after_exec(pid: Pid, memfd: &File, status: &OwnedFd) -> anyhow::Result<Option<Stopped>> {
         if !wait_for_first(pid, memfd)? {
             return Ok(None);
         }
@@ -75,6 +77,7 @@ impl Stopped {
             error => error.context("cannot trace the new process")?,
         }
         ptrace::cont(pid, None).context("cannot trace the new process")?;
+        write(status, b"\n").context("cannot let the new process go on")?;
         if !wait_for(pid, Stop::Exec)? {
             return Ok(None);
         }
@@ -138,7 +141,8 @@ impl Stopped {
         let words = [ENTRANCE_MAGIC, start, text_bytes, total, load.stub.entry];
         load.memfd.set_len(total + PAGE)?;
         load.memfd.write_all_at(words.map(u64::to_le_bytes).as_flattened(), total)?;
-        kill(self.pid, Signal::SIGCONT).context("cannot let the new process go on")
+        write(load.status, b"\n").context("cannot let the new process go on")?;
+        Ok(())
     }
 
     /// Where the vdso is, will be, and what is in it.
@@ -205,15 +209,18 @@ fn wait_for_first(pid: Pid, memfd: &File) -> anyhow::Result<bool> {
         match waitpid(pid, Some(WaitPidFlag::WUNTRACED | WaitPidFlag::WNOHANG)) {
             Err(nix::errno::Errno::EINTR) => {}
             Ok(WaitStatus::StillAlive) => {
+                if is_waiting(memfd) {
+                    return Ok(true);
+                }
                 ensure!(began.elapsed() < LOADER_LIMIT, "ptrace is refused, and the loader does not load the shim");
                 std::thread::sleep(Duration::from_micros(100));
             }
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Ok(false),
             Ok(WaitStatus::Stopped(_, Signal::SIGSTOP)) => {
-                if is_waiting(memfd) || ptrace::getregs(pid).is_ok() {
+                if ptrace::getregs(pid).is_ok() {
                     return Ok(true);
                 }
-                // Somebody else's, before it came to the shim.
+                // It is not traced, so this is somebody else's, which would only hold up the resume.
                 let _ = kill(pid, Signal::SIGCONT);
             }
             other => bail!("the new process stopped for no known reason ({other:?})"),

@@ -9,7 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail};
+use anyhow::{anyhow, bail, ensure};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use zhuque_abi::layout::{ENV_REGION, SHIM_FILE};
 
@@ -23,6 +24,9 @@ use crate::region::{self, Region};
 use crate::report;
 use crate::store::{Probe, Store};
 use crate::supervise;
+
+/// Open files that a process must be allowed to have.
+const DESCRIPTORS: u64 = 64;
 
 /// What `zhuque run` was asked for.
 pub struct Request {
@@ -49,6 +53,7 @@ pub fn run(request: &Request) -> anyhow::Result<i32> {
         None => region::default_name(Path::new(typed))?,
     };
     region::check_name(&name)?;
+    check_path(Path::new(&name), "the name", "-n")?;
     let store = Store::open_or_create(request.store.as_deref())?;
     let probe = store.probe()?;
     check_store(&store, &probe)?;
@@ -74,10 +79,22 @@ fn check_store(store: &Store, probe: &Probe) -> anyhow::Result<()> {
     if let Err(why) = &probe.sparse {
         bail!("{shown}: the store cannot hold sparse files of 8 TiB: {why}; raise ulimit -f, or name another with -s");
     }
-    // Adoption of the smallest program takes about this much.
-    if probe.free < 4 << 20 {
-        bail!("{shown}: the store is full ({} KiB free); make room, or name another with -s", probe.free >> 10);
-    }
+    probe.refuse_full(store.path()).map_err(|error| anyhow!("{error}; make room, or name another with -s"))?;
+    check_path(store.path(), "the store's path", "-s")?;
+    // The region's own, and what the loader and the program open first.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    ensure!(most >= DESCRIPTORS, "a process may have {most} open files, {DESCRIPTORS} are needed; raise ulimit -Hn");
+    Ok(())
+}
+
+/// The loader splits its list of libraries at these bytes, and knows no quoting.
+pub fn check_path(path: &Path, what: &str, option: &str) -> anyhow::Result<()> {
+    let bad = path.as_os_str().as_bytes().iter().any(|byte| b" :\t\n;$".contains(byte));
+    let shown = path.display();
+    ensure!(
+        !bad,
+        "{shown}: {what} contains a blank, ':', ';' or '$', which the dynamic loader cannot take; choose another with {option}"
+    );
     Ok(())
 }
 
@@ -151,13 +168,6 @@ fn environment(
 ) -> anyhow::Result<Vec<CString>> {
     let shim = region.path().join(SHIM_FILE);
     let shim = shim.as_os_str().as_bytes();
-    // The loader splits at these, and knows no quoting.
-    if shim.iter().any(|byte| b" :\t\n;$".contains(byte)) {
-        bail!(
-            "{}: the store's path contains a blank, ':', ';' or '$', which the dynamic loader cannot take; name another with -s",
-            region.path().display()
-        );
-    }
     let mut all = Vec::new();
     let mut preload = shim.to_vec();
     for (name, value) in current {

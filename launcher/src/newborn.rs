@@ -8,11 +8,12 @@
 //! Neighbours: `resume` decides, `inject` takes the process over at the end of its exec.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -20,9 +21,10 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use zhuque_abi::layout::{ENV_RESUMING, SHIM_FILE};
 use zhuque_restore::numbers::Numbers;
+use zhuque_restore::plan::FileToOpen;
 use zhuque_restore::validate::Saved;
 
-/// Helpers in front of the mapped files: status pipe, memfd, stdin, stdout, stderr.
+/// Helpers in front of the mapped files: status socket, memfd, stdin, stdout, stderr.
 pub const FIXED_HELPERS: usize = 5;
 
 /// What is open for the new process.
@@ -35,7 +37,7 @@ pub struct Sources<'a> {
     pub directory: BorrowedFd<'a>,
     /// The descriptor that holds the lock.
     pub lock: BorrowedFd<'a>,
-    /// The status pipe's end for writing.
+    /// The status socket's end for writing.
     pub status: &'a OwnedFd,
     /// The memfd for the stub.
     pub memfd: &'a File,
@@ -82,9 +84,11 @@ pub struct Newborn {
     close: Vec<(u32, u32)>,
     /// Numbers of the copies of stdin, stdout, stderr; -1: closed.
     pub stdio: [i32; 3],
-    /// Number of the status pipe.
+    /// Number of the status socket.
     status: RawFd,
     personality: libc::c_ulong,
+    /// Process id of this process.
+    launcher: libc::pid_t,
     path: CString,
     arguments: Vec<CString>,
     /// What the shim is told where ptrace is refused: it lets the stub in then (shim/src/entry/entrance.rs).
@@ -93,7 +97,13 @@ pub struct Newborn {
 
 impl Newborn {
     /// Decides everything. `numbers` are above every descriptor of `sources`.
-    pub fn new(saved: &Saved<'_>, sources: &Sources<'_>, numbers: &Numbers) -> anyhow::Result<Newborn> {
+    /// `libraries` are the files that the program had mapped.
+    pub fn new(
+        saved: &Saved<'_>,
+        sources: &Sources<'_>,
+        libraries: &[FileToOpen<'_>],
+        numbers: &Numbers,
+    ) -> anyhow::Result<Newborn> {
         let region = numbers.region_descriptors();
         let status = numbers.helpers;
         let slices = sources.slices.iter().map(AsRawFd::as_raw_fd);
@@ -133,10 +143,18 @@ impl Newborn {
         // By descriptor: ld.so splits the list at colons and spaces, which the region's path may have.
         let preload = format!("LD_PRELOAD=/proc/self/fd/{}/{SHIM_FILE}", region.directory);
         let mut environment = vec![CString::new(preload)?, CString::new(format!("{ENV_RESUMING}={}", status + 1))?];
-        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
-            environment.push(CString::new([b"LD_LIBRARY_PATH=", path.as_bytes()].concat())?);
-        }
-        Ok(Newborn { moves, close, stdio, status, personality, path, arguments, environment })
+        environment.push(CString::new([b"LD_LIBRARY_PATH=", directories(libraries).as_slice()].concat())?);
+        Ok(Newborn {
+            moves,
+            close,
+            stdio,
+            status,
+            personality,
+            launcher: nix::unistd::getpid().as_raw(),
+            path,
+            arguments,
+            environment,
+        })
     }
 
     /// Forks; the child goes its way.
@@ -190,17 +208,26 @@ impl Newborn {
             }
         }
         all_signals_default_and_blocked();
-        // SAFETY: numbers and terminated strings in terminated arrays, all of which outlive the calls.
+        let mut byte = 0u8;
+        // SAFETY: numbers, a byte to read into, and terminated strings in terminated arrays, all of which outlive the calls.
         unsafe {
             libc::personality(self.personality);
+            // Until the commit it does not outlive the launcher: a process that stood still for it would, for ever, and
+            // keep the region locked.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != self.launcher {
+                return ("the launcher has ended", libc::ECHILD);
+            }
             if libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) == 0 {
                 libc::kill(libc::getpid(), libc::SIGSTOP);
+                // Not before the tracer has made sure that its end is this process' end.
+                if libc::read(self.status, (&raw mut byte).cast(), 1) != 1 {
+                    return ("the launcher has ended", libc::ECHILD);
+                }
                 // Nothing of it is run, the loader included.
                 let nothing = [std::ptr::null()];
                 libc::execve(self.path.as_ptr(), arguments.as_ptr(), nothing.as_ptr());
             } else {
-                // A tracer would take it with it.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 libc::execve(self.path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
             }
         }
@@ -221,7 +248,7 @@ impl Newborn {
         }
         let mut line = Line([0; 256], 0);
         let _ = writeln!(line, "{what}: {}", nix::errno::Errno::from_raw(errno).desc());
-        // The pipe may have its number already, or only its old one.
+        // The socket may have its number already, or only its old one.
         let old = self.moves.iter().find(|(_, to)| *to == self.status).map_or(-1, |(from, _)| *from);
         for fd in [self.status, old] {
             // SAFETY: the bytes are valid.
@@ -230,6 +257,20 @@ impl Newborn {
             }
         }
     }
+}
+
+/// The directories of files as ld.so's list, so that it finds the program's libraries as it found them before. Which of
+/// them it takes does not matter: the stub unmaps them.
+fn directories(files: &[FileToOpen<'_>]) -> Vec<u8> {
+    let mut found: Vec<&[u8]> = Vec::new();
+    for file in files {
+        let directory = Path::new(OsStr::from_bytes(file.path)).parent().map_or(&b""[..], |d| d.as_os_str().as_bytes());
+        let is_plain = !directory.iter().any(|byte| b":;$".contains(byte)) && !directory.is_empty();
+        if is_plain && !found.contains(&directory) {
+            found.push(directory);
+        }
+    }
+    found.join(&b':')
 }
 
 /// Gives every signal its default action (exec keeps what is ignored), and blocks it. By raw calls: the C library

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -30,7 +31,17 @@ impl Program {
         // The handle comes first: what is found out after it is found out about this process.
         let handle = sys::pidfd_open(pid).ok()?;
         let program = Program { pid, handle };
-        (holds(pid, device, inode) && !program.ended()).then_some(program)
+        // A process that is not dumpable shows its descriptors to root only; its launcher's can be seen.
+        let unseen = fs::read_dir(format!("/proc/{pid}/fd")).is_err_and(|e| e.kind() == ErrorKind::PermissionDenied);
+        let held = holds(pid, device, inode) || unseen && parent(pid).is_some_and(|pid| holds(pid, device, inode));
+        (held && !program.ended()).then_some(program)
+    }
+
+    /// Lets it go on if it was stopped, and its launcher, which Ctrl-Z stops as well.
+    pub fn wake(&self) {
+        if wake(self.pid) {
+            parent(self.pid).map(wake);
+        }
     }
 
     /// Whether it has ended.
@@ -83,10 +94,37 @@ pub fn threads(pid: u32) -> usize {
 
 /// Whether the process `pid` has the file with this device and inode open.
 pub fn holds(pid: u32, device: u64, inode: u64) -> bool {
-    numbers(&format!("/proc/{pid}/fd")).any(|fd| {
-        let stat = fs::metadata(format!("/proc/{pid}/fd/{fd}"));
-        stat.is_ok_and(|stat| stat.dev() == device && stat.ino() == inode)
-    })
+    let holds = |directory: &str| {
+        numbers(directory).any(|fd| {
+            let stat = fs::metadata(format!("{directory}/{fd}"));
+            stat.is_ok_and(|stat| stat.dev() == device && stat.ino() == inode)
+        })
+    };
+    // A main thread that has ended has nothing open any more.
+    let others = || numbers(&format!("/proc/{pid}/task")).any(|thread| holds(&format!("/proc/{pid}/task/{thread}/fd")));
+    holds(&format!("/proc/{pid}/fd")) || main_thread_ended(pid) && others()
+}
+
+/// Fields of /proc/PID/stat behind the name, which may contain anything, also blanks and parentheses.
+fn stat_fields(path: &str) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(path).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn main_thread_ended(pid: u32) -> bool {
+    stat_fields(&format!("/proc/{pid}/stat")).is_some_and(|(state, _)| state == 'Z')
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    stat_fields(&format!("/proc/{pid}/stat")).map(|(_, parent)| parent)
+}
+
+/// Lets a process go on that was stopped (SIGSTOP, Ctrl-Z): what is stopped takes no SIGPWR. Whether it was.
+pub fn wake(pid: u32) -> bool {
+    let threads = numbers(&format!("/proc/{pid}/task")).map(|thread| format!("/proc/{pid}/task/{thread}/stat"));
+    let stopped = { threads }.filter_map(|path| stat_fields(&path)).any(|(state, _)| state == 'T');
+    stopped && sys::tgkill(pid, pid, libc::SIGCONT).is_ok()
 }
 
 /// All processes (of those that may be looked at) that have the file open, but this one.
@@ -100,14 +138,8 @@ pub fn children() -> Vec<u32> {
     let own = std::process::id();
     let mut all = Vec::new();
     for pid in numbers("/proc") {
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
-            continue;
-        };
-        // The name may contain anything, also blanks and parentheses.
-        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let mut fields = rest.split_ascii_whitespace();
-        let (state, parent) = (fields.next(), fields.next());
-        if state != Some("Z") && parent.and_then(|p| p.parse().ok()) == Some(own) {
+        let found = stat_fields(&format!("/proc/{pid}/stat"));
+        if found.is_some_and(|(state, parent)| state != 'Z' && parent == own) {
             all.push(pid);
         }
     }

@@ -110,7 +110,7 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
     } else {
         return Ok(());
     };
-    bail!("{shown}: not a name for a region: {bad}; choose another with -n")
+    bail!("{shown}: not a name for a region: {bad}; choose another (run: with -n)")
 }
 
 /// Opens the directory of a region and checks whose it is.
@@ -145,7 +145,11 @@ pub fn open_directory(store: &Store, name: &str) -> anyhow::Result<OwnedFd> {
 fn open_file(directory: impl AsFd, name: &str, file: &str, flags: OFlag) -> anyhow::Result<File> {
     // O_NONBLOCK: a FIFO of this name must not keep us waiting.
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    let opened = openat(directory, file, flags, Mode::empty());
+    let mut opened = openat(&directory, file, flags, Mode::empty());
+    if matches!(opened, Err(Errno::EROFS)) {
+        // It can be looked at.
+        opened = openat(&directory, file, flags.difference(OFlag::O_ACCMODE), Mode::empty());
+    }
     let opened = opened.map_err(|errno| match errno {
         Errno::ENOENT => anyhow!("{name}: damaged: no file {file} in it"),
         Errno::ELOOP => anyhow!("{name}: damaged: the file {file} is a link"),
@@ -243,7 +247,7 @@ impl Region {
     /// Takes the lock: from now on nobody else runs the region.
     pub fn lock(&mut self) -> anyhow::Result<()> {
         if !self.try_lock(LOCK_PATIENCE)? {
-            bail!("{}: in use by a running program", self.name);
+            bail!("{0}: in use by a running program; zhuque inspect {0} shows which", self.name);
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, raise};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::Pid;
 use zhuque_abi::layout::{CONTROL_FILE, SLICE_PREFIX};
 use zhuque_abi::life::{RESUME_MAGIC, RegionDescriptors, ResumeArgs, Vdso, stage};
 use zhuque_restore::cpu::Machine;
@@ -110,7 +111,9 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
     let files: anyhow::Result<Vec<File>> =
         { plan.files.iter() }.map(|file| open_mapped(file, &saved, request)).collect();
     let (files, memfd) = (files?, memfd()?);
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
+    // Not a pipe: revive writes without fear of SIGPIPE when this process is gone.
+    let (reader, writer) = UnixStream::pair().context("cannot make a socket pair")?;
+    let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
     let sources = Sources {
         slices: &slices,
         control: &control,
@@ -124,15 +127,15 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
     let numbers = choose_numbers(&saved, &sources)?;
     let region = numbers.region_descriptors();
     let steps = plan.bind(&region, numbers.helpers + FIXED_HELPERS as i32);
-    let newborn = Newborn::new(&saved, &sources, &numbers)?;
+    let newborn = Newborn::new(&saved, &sources, &plan.files, &numbers)?;
     let planned = Instant::now();
 
     let doomed = Doomed(newborn.fork()?);
     drop(writer);
     let pid = doomed.0;
-    let Some(stopped) = Stopped::after_exec(pid, &memfd)? else {
+    let Some(stopped) = Stopped::after_exec(pid, &memfd, &reader)? else {
         doomed.reaped();
-        bail!("{}", last_words(&reader, "the new process ended before its exec"));
+        bail!("{}", last_words(&reader, "the new process ended before the stub was in it"));
     };
     let executed = Instant::now();
     let args = arguments(request, &saved, &numbers, region, newborn.stdio, die_at);
@@ -143,11 +146,12 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
         args,
         memfd: &memfd,
         memfd_number: numbers.helpers + 1,
+        status: &reader,
     })?;
     let injected = Instant::now();
-    match last_words(&reader, "the new process died on the way; the region is unchanged, try again").as_str() {
+    match last_words(&reader, "the new process died on the way").as_str() {
         "ok" => doomed.reaped(),
-        words => bail!("{words}"),
+        words => bail!("{words}; nothing has changed: mend that, and resume again"),
     }
     let timing = Timing {
         plan: planned - began,

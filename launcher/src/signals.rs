@@ -74,12 +74,18 @@ impl Signals {
     }
 }
 
+fn leads_session() -> bool {
+    nix::unistd::getsid(None) == Ok(nix::unistd::getpid())
+}
+
 /// What a signal means to the launcher; `None` if nothing.
 fn event(info: &libc::siginfo_t) -> Option<Event> {
     Some(match info.si_signo {
         libc::SIGCHLD => Event::Child,
         libc::SIGCONT => Event::Continued,
         libc::SIGPWR => Event::Power,
+        // The kernel tells nobody but a session's leader that the terminal is gone.
+        libc::SIGHUP if leads_session() => Event::Forward(libc::SIGHUP),
         // What the terminal sends (Ctrl-C, a new size), it has sent to the program as well: the same process group.
         _ if info.si_code == libc::SI_KERNEL => return None,
         signal => Event::Forward(signal),

@@ -63,6 +63,8 @@ pub struct Probe {
     pub file_system: String,
     /// Bytes that are free.
     pub free: u64,
+    /// Files that can be made.
+    pub files: u64,
     /// Files can be made in it.
     pub writable: Result<(), String>,
     /// Files in it can be executed.
@@ -184,6 +186,23 @@ impl Store {
     }
 }
 
+impl Probe {
+    /// An error if there is no room for anything: what is started, or goes on, touches new memory at once.
+    pub fn refuse_full(&self, store: &Path) -> anyhow::Result<()> {
+        // Adoption of the smallest program takes about this much.
+        const LEAST: u64 = 4 << 20;
+        let shown = store.display();
+        ensure!(
+            self.free >= LEAST,
+            "{shown}: the store is full ({} KiB free, {} are needed)",
+            self.free >> 10,
+            LEAST >> 10
+        );
+        ensure!(self.files >= 32, "{shown}: the store is full (it can hold {} more files, 32 are needed)", self.files);
+        Ok(())
+    }
+}
+
 /// Finds out what the directory at `path` can do. Leaves nothing behind.
 pub fn probe(path: &Path) -> anyhow::Result<Probe> {
     let shown = path.display();
@@ -198,6 +217,8 @@ pub fn probe(path: &Path) -> anyhow::Result<Probe> {
         },
         file_system: file_system(magic),
         free: room.blocks_available() as u64 * room.fragment_size() as u64,
+        // Some file systems have no limit, and say 0 of 0.
+        files: if room.files() == 0 { u64::MAX } else { room.files_available() as u64 },
         writable: Ok(()),
         executable: Ok(()),
         sparse: Ok(()),

@@ -122,7 +122,9 @@ impl<'a> Supervisor<'a> {
                 self.check_start();
             }
             if let Some(power) = &mut self.power {
-                power.announce(self.child.as_raw().unsigned_abs());
+                let child = self.child.as_raw().unsigned_abs();
+                power.announce(child);
+                process::wake(child);
             }
             self.sleep()?;
             for event in self.signals.take() {

@@ -197,7 +197,8 @@ fn close_range(a: [u64; 6], own: core::ops::Range<u32>) -> Result64 {
     }
     if result.is_ok() && last >= own.end {
         let start = first.max(own.end);
-        result = raw(libc::SYS_close_range, [u64::from(start), u64::from(last), a[2], 0, 0, 0]);
+        let done = if first < own.start { u64::from(libc::CLOSE_RANGE_UNSHARE) } else { 0 };
+        result = raw(libc::SYS_close_range, [u64::from(start), u64::from(last), a[2] & !done, 0, 0, 0]);
     }
     result
 }

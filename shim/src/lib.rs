@@ -14,6 +14,7 @@
 
 pub mod context;
 pub mod control;
+pub mod credentials;
 pub mod die;
 pub mod entry;
 pub mod family;

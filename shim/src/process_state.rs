@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::control;
+use crate::credentials::{self, MAX_GROUPS};
 use crate::entry::maps;
 use crate::family::Failure;
 use crate::family::memory_files::mtime_ns;
@@ -15,10 +16,12 @@ use zhuque_abi::maps::Kind;
 use zhuque_abi::slot::{SigInfo, Slot};
 use zhuque_model::maptree::MapTree;
 use zhuque_sys::time::{IntervalTimer, set_interval_timer};
-use zhuque_sys::{fs, process, signal};
+use zhuque_sys::{Errno, fs, process, signal};
 
-/// Supplementary groups that are kept.
-const MAX_GROUPS: usize = 256;
+/// prctl(2): memory that was writable does not become executable.
+const PR_SET_MDWE: i32 = 65;
+/// Asks for it.
+pub const PR_GET_MDWE: i32 = 66;
 /// Number of resource limits (RLIM_NLIMITS).
 const LIMITS: u32 = 16;
 
@@ -55,16 +58,19 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
     let length = fs::read_link(&path, exe_room).map_err(failed(b"the executable: "))?;
     let exe = exe_room.get(..length).unwrap_or(&[]);
     let stat = fs::stat_at(libc::AT_FDCWD, &path, 0).map_err(failed(b"the executable: "))?;
-    let length = fs::working_directory(cwd_room).map_err(failed(b"the working directory: "))?;
+    let length = match fs::working_directory(cwd_room) {
+        // It was removed. So is the one that the resume makes.
+        Err(Errno(libc::ENOENT)) => 0,
+        found => found.map_err(failed(b"the working directory: "))?,
+    };
     let cwd = cwd_room.get(..length).unwrap_or(&[]);
     let arguments = maps::read_whole(b"/proc/thread-self/cmdline", rest).map_err(failed(b"the arguments: "))?;
     let umask = fs::umask(0o77);
     fs::umask(umask);
     // SAFETY: these options take no pointers.
     let get = |option: i32| unsafe { process::prctl(option, 0, 0, 0, 0) }.unwrap_or(0) as u64;
-    let ids = ids();
     let mut groups = [0u8; 4 * MAX_GROUPS];
-    let groups = groups_in(&mut groups);
+    let groups = credentials::groups_in(&mut groups);
     let call = |number: i64| {
         // SAFETY: no memory involved.
         unsafe { process::other(number, [0; 6]) }.unwrap_or(0) as u32
@@ -78,12 +84,14 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
         personality: personality(),
         dumpable: get(libc::PR_GET_DUMPABLE) as u32,
         no_new_privs: get(libc::PR_GET_NO_NEW_PRIVS) as u32,
-        prctls: [get(libc::PR_GET_TIMERSLACK), 0, get(libc::PR_GET_THP_DISABLE)],
-        ids,
+        prctls: [get(libc::PR_GET_TIMERSLACK), subreaper(), get(libc::PR_GET_THP_DISABLE), get(PR_GET_MDWE)],
+        ids: credentials::ids(),
         groups,
+        capabilities: credentials::capabilities(),
         session: crate::family::ids::shown(call(libc::SYS_getsid)),
         group: crate::family::ids::shown(call(libc::SYS_getpgrp)),
-        oom_score_adj: 0,
+        // SAFETY: everything stands still.
+        membarrier: unsafe { (*control::globals()).membarrier.load(Ordering::Relaxed) },
     }))?;
     for resource in 0..LIMITS {
         if resource == libc::RLIMIT_NOFILE {
@@ -124,53 +132,17 @@ fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {
     journal.put(&Record::IntervalTimer { which, value_ns, interval_ns })
 }
 
+fn subreaper() -> u64 {
+    let mut set = 0u32;
+    // SAFETY: writes the local.
+    let asked = unsafe { process::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut set as usize, 0, 0, 0) };
+    // SAFETY: the kernel may have written it.
+    if asked.is_ok() { u64::from(unsafe { core::ptr::read_volatile(&raw const set) }) } else { 0 }
+}
+
 fn personality() -> u32 {
     // SAFETY: 0xffffffff asks without setting.
     unsafe { process::other(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]) }.unwrap_or(0) as u32
-}
-
-/// Real, effective and saved user and group ids.
-fn ids() -> [u32; 6] {
-    let mut ids = [0u32; 6];
-    let at = |index: usize| ids.as_ptr().wrapping_add(index) as usize;
-    let (users, groups) = ([at(0), at(1), at(2), 0, 0, 0], [at(3), at(4), at(5), 0, 0, 0]);
-    // SAFETY: each call writes three words of the local.
-    unsafe {
-        let _ = process::other(libc::SYS_getresuid, users);
-        let _ = process::other(libc::SYS_getresgid, groups);
-        core::ptr::read_volatile(&raw mut ids)
-    }
-}
-
-/// Supplementary groups.
-fn groups_in(buffer: &mut [u8; 4 * MAX_GROUPS]) -> &[u8] {
-    let arguments = [MAX_GROUPS, buffer.as_mut_ptr() as usize, 0, 0, 0, 0];
-    // SAFETY: getgroups writes at most as many words as the buffer has.
-    let count = unsafe { process::other(libc::SYS_getgroups, arguments) }.unwrap_or(0);
-    buffer.get(..4 * count).unwrap_or(&[])
-}
-
-/// Takes the credentials that the program had, if they are others than the resume's: after the descriptors, before the
-/// threads, which inherit them.
-pub fn revive_credentials(wanted: &Process<'_>) -> Result<(), Failure> {
-    let mut buffer = [0u8; 4 * MAX_GROUPS];
-    let same_groups = groups_in(&mut buffer) == wanted.groups;
-    if wanted.ids == ids() && same_groups {
-        return Ok(());
-    }
-    let [ruid, euid, suid, rgid, egid, sgid] = wanted.ids.map(|id| id as usize);
-    let groups = [wanted.groups.len() / 4, wanted.groups.as_ptr() as usize, 0, 0, 0, 0];
-    // SAFETY: setgroups reads the list; the others take no pointers.
-    let done = unsafe {
-        let grouped = if same_groups { Ok(0) } else { process::other(libc::SYS_setgroups, groups) };
-        grouped
-            .and_then(|_| process::other(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0]))
-            .and_then(|_| process::other(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0]))
-    };
-    done.map(|_| ()).map_err(|error| {
-        let failure = Failure::new(b"cannot take the program's user and group ids again (user ");
-        failure.number(wanted.ids[1].into()).text(b"): ").errno(error)
-    })
 }
 
 /// Whether the program has a shared mapping of a file.
@@ -274,19 +246,53 @@ const PR_SET_MM_MAP: usize = 14;
 /// Sets the attributes again, before the descriptors.
 pub fn revive(process_record: &Process<'_>) -> Result<(), Failure> {
     show_saved_arguments(process_record.arguments);
-    let mut path = fs::Path::new();
-    path.push(process_record.cwd);
-    fs::change_directory(&path).map_err(|error| Failure::about(process_record.cwd).errno(error))?;
+    enter_directory(process_record.cwd)?;
     fs::umask(process_record.umask);
     // SAFETY: these options take no pointers.
     unsafe {
         let _ = process::prctl(libc::PR_SET_TIMERSLACK, process_record.prctls[0] as usize, 0, 0, 0);
+        let _ = process::prctl(libc::PR_SET_CHILD_SUBREAPER, process_record.prctls[1] as usize, 0, 0, 0);
         let _ = process::prctl(libc::PR_SET_THP_DISABLE, process_record.prctls[2] as usize, 0, 0, 0);
+        for command in (0..32).map(|bit| 1 << bit).filter(|command| process_record.membarrier & command != 0) {
+            let _ = process::other(libc::SYS_membarrier, [command as usize, 0, 0, 0, 0, 0]);
+        }
         if process_record.no_new_privs != 0 {
             let _ = process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         }
     }
     Ok(())
+}
+
+/// Goes to the working directory; where that had been removed (no name), to one that is removed.
+fn enter_directory(name: &[u8]) -> Result<(), Failure> {
+    let mut path = fs::Path::new();
+    if !name.is_empty() {
+        path.push(name);
+        return fs::change_directory(&path).map_err(|error| Failure::about(name).errno(error));
+    }
+    path.push(b"/tmp/.zhuque-removed-").push_number(u64::from(process::pid()));
+    let made = fs::make_directory(libc::AT_FDCWD, &path, 0o700).and_then(|()| {
+        let entered = fs::change_directory(&path);
+        fs::remove_directory(&path).and(entered)
+    });
+    made.map_err(|error| {
+        Failure::new(b"the working directory was removed, and cannot be again below /tmp: ").errno(error)
+    })
+}
+
+/// What would be in the way of the resume itself: at its end.
+pub fn revive_protection(wanted: &Process<'_>) {
+    // SAFETY: these options take no pointers.
+    unsafe {
+        // 2 is the kernel's own, when ids change, and cannot be set.
+        let dumpable = usize::from(wanted.dumpable == 1);
+        if process::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) != Ok(wanted.dumpable as usize) {
+            let _ = process::prctl(libc::PR_SET_DUMPABLE, dumpable, 0, 0, 0);
+        }
+        if wanted.prctls[3] != 0 {
+            let _ = process::prctl(PR_SET_MDWE, wanted.prctls[3] as usize, 0, 0, 0);
+        }
+    }
 }
 
 /// Sets a resource limit again; the one for descriptors comes last, after they are all there.

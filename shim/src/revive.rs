@@ -9,17 +9,17 @@ use crate::control;
 use crate::entry::{asm::zhuque_clone, patch, vdso};
 use crate::family::signals::{self, Program};
 use crate::family::{self, Failure, clocks, processes, recovery, threads};
-use crate::{process_state, save, scheduling};
+use crate::{credentials, process_state, save, scheduling};
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
-use zhuque_abi::header::{Phase, phase_word};
+use zhuque_abi::header::{Phase, Reason, phase_word};
 use zhuque_abi::journal::Record;
 use zhuque_abi::life::{Life, ResumeArgs, stage};
 use zhuque_abi::maps::Kind;
 use zhuque_abi::slot::{SigInfo, Slot, pending, state};
 use zhuque_model::maptree::MapTree;
 use zhuque_sys::signal::bit;
-use zhuque_sys::{fs, mm, process, signal};
+use zhuque_sys::{fs, mm, net, process, signal};
 
 const SIGPWR: u32 = libc::SIGPWR as u32;
 /// What a thread shares with its process.
@@ -126,11 +126,11 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
     })?;
     for record in Records::new(journal()).flatten() {
         if let Record::Process(process_record) = record {
-            process_state::revive_credentials(&process_record)?;
+            credentials::revive(&process_record, args.force != 0)?;
         }
     }
     reach(args, stage::DESCRIPTORS);
-    let threads = start_threads(args)?;
+    let threads = start_threads()?;
     while control::life().waiting.load(Ordering::Acquire) < threads {
         let waiting = control::life().waiting.load(Ordering::Acquire);
         if waiting < threads {
@@ -148,7 +148,15 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             _ => {}
         }
     }
+    for record in Records::new(journal()).flatten() {
+        if let Record::Process(process_record) = record {
+            process_state::revive_protection(&process_record);
+        }
+    }
     reach(args, stage::THREADS);
+    // From here on it lives without the launcher.
+    // SAFETY: takes no pointers.
+    let _ = unsafe { process::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0) };
     Ok(())
 }
 
@@ -176,7 +184,7 @@ fn is_main(slot: *mut Slot) -> bool {
 }
 
 /// Starts every thread but the main one; their number.
-fn start_threads(_args: &ResumeArgs) -> Result<u32, Failure> {
+fn start_threads() -> Result<u32, Failure> {
     let mut started = 0;
     for slot in saved_slots().filter(|&slot| !is_main(slot)) {
         // SAFETY: only read.
@@ -245,6 +253,8 @@ fn after_commit(args: &ResumeArgs) {
         header.monotonic_offset = life.monotonic_offset.load(Ordering::Relaxed);
         header.boottime_offset = life.boottime_offset.load(Ordering::Relaxed);
         header.raw_offset = life.raw_offset.load(Ordering::Relaxed);
+        header.reason = Reason::None as u32;
+        header.detail = [0; 256];
         process_state::note_processor(header);
         let mut tree = MapTree::new(&mut (*control::globals()).tree, control::nodes());
         renew_volatile(&mut tree, args);
@@ -273,7 +283,8 @@ fn after_commit(args: &ResumeArgs) {
         (*control::header()).journal_bytes = 0;
         (*control::globals()).stdio = family::stdio_identity(args.stdio);
     }
-    let _ = fs::write_all(args.status, b"ok\n");
+    // The launcher may be gone: then the program goes on without one, and without its SIGPIPE.
+    let _ = net::send(args.status, b"ok\n", libc::MSG_NOSIGNAL);
     let _ = fs::close_range(args.helpers as u32, args.helpers_end.max(args.helpers) as u32);
 }
 

@@ -109,9 +109,10 @@ fn collect_signals(life: &Life, leader: &Slot) {
 /// Marks the thread as standing still.
 fn park(slot: &Slot, life: &Life, how: u32) {
     control::life_thread(slot.index as usize).parked.store(how, Ordering::Release);
+    let saved = if how == parked::SAVED { life.saved.fetch_add(1, Ordering::AcqRel) + 1 } else { 0 };
     life.parked.fetch_add(1, Ordering::AcqRel);
     // Waking the leader of a save for each thread would cost it a processor; the last one does, or its patience ends.
-    if how == parked::FORK || saved_threads() >= live_threads() {
+    if how == parked::FORK || saved >= life.expected.load(Ordering::Acquire) {
         process::futex_wake(&life.parked, 1);
     }
 }
@@ -228,7 +229,10 @@ fn gather(life: &Life, deadline: u64) -> Option<Room> {
         // Read before the count, so that a thread which parks meanwhile ends the wait below at once.
         let parked = life.parked.load(Ordering::Acquire);
         let now = time::now(libc::CLOCK_MONOTONIC) as u64;
+        // Rather too few than too many: the leader would sleep on.
+        let saved = saved_threads();
         let (missing, suspended) = standing();
+        life.expected.store(saved + missing, Ordering::Release);
         if missing == 0 {
             let room = *room.get_or_insert_with(|| make_room(life));
             if suspended == 0 {
@@ -283,17 +287,9 @@ fn call_missing(life: &Life) {
     }
 }
 
-/// Number of slots that are threads of the program, or about to be.
-fn live_threads() -> u32 {
-    // SAFETY: atomic fields of the control mapping.
-    let live = |&i: &usize| unsafe { (*control::slot(i)).state.load(Ordering::Acquire) } != state::FREE;
-    (0..control::slots()).filter(live).count() as u32
-}
-
 /// Number of threads that stand still for good.
 fn saved_threads() -> u32 {
-    let saved = |&i: &usize| control::life_thread(i).parked.load(Ordering::Acquire) == parked::SAVED;
-    (0..control::slots()).filter(saved).count() as u32
+    control::life().saved.load(Ordering::Acquire)
 }
 
 /// A thread that is suspended by its vfork child takes no signal: end the child, as the failure would.
@@ -328,13 +324,17 @@ fn call_threads(life: &Life) -> (u32, u32) {
     let mut buffer = [0u8; 4096];
     let mut path = fs::Path::new();
     path.push(b"/proc/thread-self/../");
-    let (mut tasks, mut missing) = (0, 0);
+    let (mut tasks, mut missing, mut near) = (0, 0, 0);
     let mut each = |tid: u32| {
-        tasks += 1;
-        if !is_parked(tid) {
-            missing += 1;
-            let _ = signal::send(life.pid, tid, libc::SIGPWR as u32);
+        match parked_slot(tid, near) {
+            Some(index) => near = index + 1,
+            None if tid == life.pid && main_thread_ended(tid) => return,
+            None => {
+                missing += 1;
+                let _ = signal::send(life.pid, tid, libc::SIGPWR as u32);
+            }
         }
+        tasks += 1;
     };
     if fs::numbers_in(&path, &mut buffer, false, &mut each).is_err() {
         return (0, 1);
@@ -342,8 +342,21 @@ fn call_threads(life: &Life) -> (u32, u32) {
     (tasks, missing)
 }
 
-fn is_parked(tid: u32) -> bool {
-    (0..control::slots()).any(|index| {
+/// Whether the main thread has ended before the others: the kernel keeps it on its list, as a zombie.
+fn main_thread_ended(tid: u32) -> bool {
+    let mut path = fs::Path::new();
+    path.push(b"/proc/thread-self/../").push_number(u64::from(tid)).push(b"/stat");
+    let mut buffer = [0u8; 512];
+    let Ok(text) = crate::entry::maps::read_whole(path.as_bytes(), &mut buffer) else { return false };
+    // The name in parentheses may hold anything; the state follows the last one.
+    let close = text.iter().rposition(|&byte| byte == b')');
+    close.and_then(|close| text.get(close + 2)).is_some_and(|&state| state == b'Z')
+}
+
+/// The slot of a thread that stands still for good, looked for from `near` on: both lists are mostly in one order.
+fn parked_slot(tid: u32, near: usize) -> Option<usize> {
+    let slots = control::slots();
+    (near..slots).chain(0..near.min(slots)).find(|&index| {
         let thread = control::life_thread(index);
         thread.tid.load(Ordering::Acquire) == tid && thread.parked.load(Ordering::Acquire) == parked::SAVED
     })

@@ -317,6 +317,35 @@ fn full_and_read_only_stores() {
     }
 }
 
+/// A store that has filled up, or can only be read, since the save: a resume changes nothing, and works afterwards.
+#[test]
+fn resumes_in_full_and_read_only_stores() {
+    let store = Store::new();
+    let owner = store.user().unwrap_or(nix::unistd::geteuid().as_raw());
+    let dir = store.dir();
+    let Some(_mounted) = Mounted::tmpfs(&dir, &format!("size=64m,mode=700,uid={owner},gid={owner}")) else {
+        println!("not tried: no tmpfs can be mounted here");
+        return;
+    };
+    let mut life = saved(&store, "kept");
+    let fill = dir.join("fill");
+    let mut file = fs::File::create(&fill).expect("a file that fills the store");
+    let _ = std::io::copy(&mut std::io::repeat(7), &mut file);
+    drop(file);
+    check_unchanged(&store, "kept", &["full", "make room"], || store.call("resume", &["kept"]));
+    fs::remove_file(&fill).expect("make room");
+    let remount = |how: &str| {
+        let status = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&dir).status();
+        assert!(status.is_ok_and(|is| is.success()), "remount,{how}");
+    };
+    remount("ro");
+    assert_eq!(store.find("kept").map(|region| region.state).as_deref(), Some("saved"));
+    assert_eq!(store.call("inspect", &["kept"]).status, 0);
+    check_unchanged(&store, "kept", &["cannot write", "read-only"], || store.call("resume", &["kept"]));
+    remount("rw");
+    check_resumes(&mut life);
+}
+
 /// Refused before it starts, with `words`.
 fn check_program(store: &Store, program: &Path, statuses: &[i32], words: &[&str]) {
     let refused = store.call("run", &["-n", "x", "--", &program.to_string_lossy()]);
@@ -343,6 +372,11 @@ fn programs_that_cannot_be_persistent() {
     let refused = [125, 126];
     let fixed = make("static", &["-static"], &source).expect("a static program (libc6-dev)");
     check_program(&store, &fixed, &refused, &["static"]);
+    let cut = store.beside("cut");
+    let whole = fs::read(find("bash").expect("bash")).expect("read bash");
+    fs::write(&cut, &whole[..4000]).expect("write");
+    fs::set_permissions(&cut, fs::Permissions::from_mode(0o755)).expect("permissions");
+    check_program(&store, &cut, &refused, &["cut off"]);
     let setuid = make("setuid", &[], &source).expect("a program");
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).expect("permissions");
     check_program(&store, &setuid, &refused, &["setuid"]);

@@ -94,6 +94,8 @@ guests! {
     forks: "fork" "1";
     signals_that_come_late: "late" "2" "1000";
     memory: "memory" "300";
+    a_main_thread_that_has_ended: "leader" "20";
+    what_a_process_has_given_up: "privileges" "10";
     its_own_sigpwr: "power" "3";
     reused_addresses: "reuse" "4" "20";
     signals: "signals" "1";

@@ -1,9 +1,12 @@
 //! Children: the program's own memory is unaffected by what they do, and a lost one shows as ended by SIGPWR.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
-use zhuque_tests::{Guest, Store, check_lives};
+use zhuque_tests::life::{Announce, check_lives_in};
+use zhuque_tests::{Guest, Life, Store, check_lives};
 
 #[test]
 fn children_of_every_kind() {
@@ -25,6 +28,37 @@ fn a_program_that_is_mostly_in_vfork() {
 #[test]
 fn attributes_of_the_process() {
     check_lives(&Guest::python("attributes.py"), 3);
+}
+
+#[test]
+fn a_main_thread_that_has_ended() {
+    check_lives(&Guest::c("leader"), 4);
+}
+
+/// By an ordinary user, and by root, who has something to give up.
+#[test]
+fn what_a_process_has_given_up() {
+    check_lives(&Guest::c("privileges"), 2);
+    check_lives_in(&Store::of_caller(), &Guest::c("privileges"), 2);
+}
+
+/// Whoever is stopped takes no signal, until the failure.
+#[test]
+fn a_stopped_program() {
+    let store = Store::new();
+    let guest = Guest::c("threads");
+    let expected = guest.finish_natively(&store, &store.work_dir("native"));
+    for (number, stop) in [Signal::SIGSTOP, Signal::SIGTSTP].into_iter().enumerate() {
+        let mut life = Life::start(&store, &format!("stopped-{number}"), &guest);
+        let pid = life.up().pid;
+        kill(Pid::from_raw(pid), stop).expect("stop it");
+        std::thread::sleep(Duration::from_millis(50));
+        if !life.fail(Announce::Fail) {
+            life.wrong("is not saved");
+        }
+        life.resume();
+        assert_eq!(life.end().stdout, expected.stdout);
+    }
 }
 
 /// A save needs descriptors of its own, whatever the program's limit is and whoever has set it.

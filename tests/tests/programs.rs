@@ -1,7 +1,9 @@
 //! Unmodified programs from packages: three power failures in one life, and output as if there had been none.
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::time::Duration;
+use zhuque_tests::command::{PATIENCE, finish, until, wait};
 use zhuque_tests::guest::{Guest, build, shared};
 use zhuque_tests::{Random, Store, check_lives, life};
 
@@ -31,6 +33,31 @@ fn perl() {
 #[test]
 fn bash_in_a_loop_of_builtins() {
     check_lives(&Guest::installed("bash").arg(shared("builtins.sh")).arg("60"), 3);
+}
+
+/// Standard input from a file goes on where it was, whatever the resume's is. bash takes back what it has read too much.
+#[test]
+fn standard_input_from_a_file() {
+    let store = Store::new();
+    let numbers = store.beside("numbers");
+    fs::write(&numbers, (0..120_000).map(|n| format!("{n}\n")).collect::<String>()).expect("numbers");
+    let script = "s=0; while read -r x; do s=$(((s * 31 + x) % 1000003)); done; echo $s";
+    let mut native = Command::new("bash");
+    native.args(["-c", script]).stdin(fs::File::open(&numbers).expect("numbers"));
+    let expected = finish(native, PATIENCE);
+    let mut command = store.zhuque("run");
+    command.args(["-n", "input", "--", "bash", "-c", script]).stdin(fs::File::open(&numbers).expect("numbers"));
+    for _ in 0..3 {
+        let mut zhuque = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("zhuque");
+        assert!(until(PATIENCE, || store.find("input").filter(|found| found.state == "running")).is_some());
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(store.call("fail", &["input"]).status, 0, "it ended too early");
+        assert!(wait(&mut zhuque, PATIENCE).is_some());
+        command = store.zhuque("resume");
+        command.arg("input");
+    }
+    let ended = finish(command, PATIENCE);
+    assert_eq!((ended.status, ended.stdout), (0, expected.stdout), "{}", ended.stderr);
 }
 
 #[test]

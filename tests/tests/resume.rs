@@ -132,6 +132,41 @@ fn a_resume_killed_at_any_moment_is_repeated() {
     assert!(killed >= 8, "hardly any resume was killed before its commit");
 }
 
+/// Who resumes may be killed without taking the program along, before or after the commit.
+#[test]
+fn a_launcher_killed_at_any_moment_loses_nothing() {
+    let (store, mut random) = (Store::new(), Random::new());
+    let guest = Guest::c("threads").args(["48", "20000"]).patience(Duration::from_secs(120));
+    let (mut life, expected) = saved(&store, "orphan", &guest);
+    let (mut before, mut after) = (0, 0);
+    for _ in 0..lives(30) {
+        let mut command = store.zhuque("resume");
+        command.arg(&life.name).current_dir(&life.dir);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("zhuque resume");
+        std::thread::sleep(random.time_below(Duration::from_millis(8)));
+        child.kill().expect("kill the resume");
+        child.wait().expect("wait for the resume");
+        // Made half, it ends; made whole, it runs, and the next failure comes at once.
+        let settled = |region: &Region| region.state == "saved" && region.pid == 0;
+        let done = command::until(PATIENCE, || {
+            let region = store.find("orphan")?;
+            if region.state == "running" && store.call("fail", &["orphan"]).status == 0 {
+                after += 1;
+            }
+            assert!(!matches!(region.state.as_str(), "unsaved" | "ended"), "lost: {region:?}");
+            settled(&region).then_some(())
+        });
+        if done.is_none() {
+            life.wrong("neither saved nor resumed");
+        }
+        before += 1;
+    }
+    println!("{before} launchers killed, {after} of them after the commit");
+    life.resume();
+    check_end(&mut life, &expected);
+}
+
 #[test]
 fn a_failure_right_after_the_commit() {
     let store = Store::new();

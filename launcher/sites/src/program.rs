@@ -6,8 +6,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use goblin::elf::ProgramHeader;
 use goblin::elf::header::ET_DYN;
-use goblin::elf::program_header::PT_INTERP;
+use goblin::elf::program_header::{PT_INTERP, PT_LOAD};
 
 use crate::Error;
 use crate::headers::ElfFile;
@@ -34,6 +35,10 @@ pub struct Program {
 pub fn inspect_program(path: &Path) -> Result<Program, Error> {
     let elf = ElfFile::open(path)?;
     let interpreter = interpreter(&elf)?;
+    let behind = |s: &ProgramHeader| s.p_type == PT_LOAD && s.p_offset.saturating_add(s.p_filesz) > elf.size;
+    if elf.segments.iter().any(behind) {
+        return Err(Error::Malformed { path: path.into(), what: "it is cut off" });
+    }
     Ok(Program {
         path: path.into(),
         static_: interpreter.is_none(),

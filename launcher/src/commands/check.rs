@@ -12,6 +12,7 @@ use nix::unistd::{AccessFlags, eaccess};
 use serde_json::{Value, json};
 
 use crate::flags::Check;
+use crate::launch::check_path;
 use crate::program::{self, Target};
 use crate::store::{self, Probe, Store};
 use crate::{failure, render, report, sys};
@@ -171,7 +172,7 @@ fn store_findings(findings: &mut Findings, given: Option<&Path>) -> Option<PathB
             let survives = probe.medium.survives();
             let kind = format!("{shown}{new}: {}; {survives}", probe.file_system);
             findings.ok("store", kind);
-            probe_findings(findings, &probe);
+            probe_findings(findings, if there { &probed } else { &path }, &probe);
         }
         Err(error) => findings.blocked("store", failure::line(&error)),
     }
@@ -179,7 +180,10 @@ fn store_findings(findings: &mut Findings, given: Option<&Path>) -> Option<PathB
 }
 
 /// What the store's file system can do.
-fn probe_findings(findings: &mut Findings, probe: &Probe) {
+fn probe_findings(findings: &mut Findings, path: &Path, probe: &Probe) {
+    if let Err(error) = check_path(path, "the store's path", "-s") {
+        findings.blocked("path", failure::line(&error));
+    }
     match &probe.writable {
         Ok(()) => findings.ok("writable", "files can be made in it"),
         Err(why) => findings.blocked("writable", format!("{why}; name another store with -s")),
@@ -196,7 +200,9 @@ fn probe_findings(findings: &mut Findings, probe: &Probe) {
             .blocked("sparse", format!("no files of 8 TiB: {why}; raise ulimit -f, or name another store with -s")),
     }
     let free = render::bytes(probe.free);
-    if probe.free < SMALL {
+    if let Err(full) = probe.refuse_full(path) {
+        findings.blocked("room", format!("{full}; make room, or name another with -s"));
+    } else if probe.free < SMALL {
         let advice = "a program that needs more gets SIGBUS, or ENOMEM, when it is full (docker: --shm-size)";
         findings.warn("room", format!("only {free} free; {advice}"));
     } else {

@@ -19,6 +19,8 @@ use crate::{failure, render, report};
 
 /// How long a program may take to be saved, and to end after that.
 const LIMIT: Duration = Duration::from_secs(10);
+/// After this time it may be that the program was stopped.
+const LONG: Duration = Duration::from_millis(5);
 /// How often threads that were born meanwhile are looked for.
 const ROUND: Duration = Duration::from_micros(300);
 
@@ -26,6 +28,9 @@ const ROUND: Duration = Duration::from_micros(300);
 pub fn fail(store: Option<&Path>, flags: &Fail) -> anyhow::Result<i32> {
     let store = Store::open(store)?;
     let names = if flags.all { running(&store)? } else { flags.names.clone() };
+    if names.is_empty() {
+        report::note(&format!("no program runs in {}", store.path().display()));
+    }
     let mut status = 0;
     for done in fail_all(&store, &names) {
         match done {
@@ -168,6 +173,9 @@ fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()>
         }
         watch.wait(word, ROUND);
         announcement.announce(program.pid);
+        if start.elapsed() > LONG {
+            program.wake();
+        }
     }
 }
 

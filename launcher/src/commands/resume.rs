@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use zhuque_abi::header::Phase;
 
 use crate::boot::Settings;
@@ -29,6 +29,10 @@ pub fn resume(store: Option<&Path>, flags: &Resume) -> anyhow::Result<i32> {
         let shown = store.path().display();
         bail!("{shown}: nothing in the store can be executed: {why}; move it, or mount it exec");
     }
+    if let Err(why) = &probe.writable {
+        bail!("{}: cannot write to the store: {why}; the region is as it was", store.path().display());
+    }
+    probe.refuse_full(store.path()).map_err(|error| anyhow!("{error}; make room: the region is as it was"))?;
     if !flags.detach {
         return start(&region, flags, probe.medium, None);
     }

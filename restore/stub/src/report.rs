@@ -3,7 +3,7 @@
 //! Each part is written as it comes: the reader takes everything up to the end of the pipe, and a buffer would invite
 //! the compiler to call memset and memcpy, indirectly, through a table that nobody fills in.
 //!
-//! Neighbours: `main` says what went wrong; `launcher/src/resume.rs` reads it from the status pipe.
+//! Neighbours: `main` says what went wrong; `launcher/src/resume.rs` reads it from the status socket.
 #![allow(unsafe_code)]
 
 use zhuque_sys::{Errno, raw};

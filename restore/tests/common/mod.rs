@@ -48,12 +48,13 @@ pub fn process<'a>(exe: &'a [u8], identity: [u64; 4], arguments: &'a [u8]) -> Pr
         personality: 0,
         dumpable: 1,
         no_new_privs: 0,
-        prctls: [0; 3],
+        prctls: [0; 4],
         ids: [0; 6],
         groups: &[],
         session: 1,
         group: 1,
-        oom_score_adj: 0,
+        membarrier: 0,
+        capabilities: Default::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First eight bytes of a control file.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"zhuque\0\x01");
 /// Version of every layout in this crate; a region is only resumed by a shim of the same version (its own copy).
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// What a region is at the moment. Stored in the low byte of the phase word, the generation above it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -250,6 +250,10 @@ pub struct Globals {
     pub recovery: AtomicU64,
     /// The hard limit of descriptors that the program knows, plus one, where the kernel's is another; else 0.
     pub descriptors_hard: AtomicU64,
+    /// Commands by which the program has registered for membarrier(2).
+    pub membarrier: AtomicU32,
+    /// Named padding.
+    pub reserved: u32,
     /// Processors that the program was started on (sched_getaffinity), the first 1,024.
     pub affinity: [u8; 128],
     /// Slots ever used: indices 0..slots.

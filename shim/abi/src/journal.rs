@@ -130,18 +130,37 @@ pub struct Process<'a> {
     pub dumpable: u32,
     /// PR_GET_NO_NEW_PRIVS.
     pub no_new_privs: u32,
-    /// PR_GET_TIMERSLACK and PR_GET_CHILD_SUBREAPER, PR_GET_THP_DISABLE.
-    pub prctls: [u64; 3],
+    /// PR_GET_TIMERSLACK, PR_GET_CHILD_SUBREAPER, PR_GET_THP_DISABLE, PR_GET_MDWE.
+    pub prctls: [u64; 4],
     /// Real, effective, saved uid; real, effective, saved gid.
     pub ids: [u32; 6],
     /// Supplementary groups, each a little-endian u32.
     pub groups: &'a [u8],
+    /// Capabilities.
+    pub capabilities: Capabilities,
     /// Session id and process group as the program knows them.
     pub session: u32,
     /// See `session`.
     pub group: u32,
-    /// OOM score adjustment.
-    pub oom_score_adj: i32,
+    /// Registrations of membarrier(2).
+    pub membarrier: u32,
+}
+
+/// Capabilities of a thread (capabilities(7)), a bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// What is checked.
+    pub effective: u64,
+    /// What it may have.
+    pub permitted: u64,
+    /// What an exec may keep.
+    pub inheritable: u64,
+    /// What an exec may give.
+    pub bounding: u64,
+    /// What an exec of a plain file keeps.
+    pub ambient: u64,
+    /// PR_GET_SECUREBITS.
+    pub securebits: u32,
 }
 
 /// An open file description.

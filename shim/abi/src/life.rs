@@ -135,6 +135,10 @@ pub struct Life {
     pub collect: AtomicU32,
     /// How many have looked since.
     pub collected: AtomicU32,
+    /// Threads that stand still for a save.
+    pub saved: AtomicU32,
+    /// How many there were to be when its leader last looked: the one that makes it so many wakes the leader.
+    pub expected: AtomicU32,
     /// See [`stop`].
     pub stop: AtomicU32,
     /// Slot index + 1 of the thread that leads the stop.

@@ -424,7 +424,7 @@ pub static CALLS: &[Call] = &[
     row(321, "bpf", Refuse(1, "programs inside the kernel cannot be re-created"), Never),
     row(322, "execveat", Gate(Processes), Never),
     row(323, "userfaultfd", Refuse(38, "page faults handled outside the kernel cannot be kept over a failure"), Never),
-    row(324, "membarrier", Pass, Reissue),
+    row(324, "membarrier", Gate(Threads), Reissue),
     row(325, "mlock2", Gate(Memory), Never),
     row(326, "copy_file_range", Pass, Reissue),
     row(327, "preadv2", Pass, Reissue),

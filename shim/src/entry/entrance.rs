@@ -1,9 +1,9 @@
 //! The way into a new process that nobody may trace: a resume where ptrace is refused (an old seccomp profile, Yama).
 //!
 //! The launcher has executed the program's file with this library preloaded. Its constructor, which runs before all
-//! others, says that it is here, stops the process, and when it goes on, maps the restore stub where the launcher says
-//! and jumps there: what the tracer does otherwise, and what the rest of the resume does not notice. Until then ld.so has
-//! mapped the program's libraries, which is what this way costs more; all of that is unmapped by the stub.
+//! others, says that it is here, waits for the launcher's word, maps the restore stub where that says, and jumps there:
+//! what the tracer does otherwise, and what the rest of the resume does not notice. Until then ld.so has mapped the
+//! program's libraries, which is what this way costs more; all of that is unmapped by the stub.
 //!
 //! Key type: [`zhuque_abi::life::Entrance`]. Neighbours: the launcher's `inject` and `newborn`, `start` (who calls).
 #![allow(unsafe_code)]
@@ -12,7 +12,7 @@ use super::maps;
 use core::arch::asm;
 use zhuque_abi::layout::{ENV_RESUMING, PAGE};
 use zhuque_abi::life::{ENTRANCE_MAGIC, ENTRANCE_WANTED, Entrance};
-use zhuque_sys::{Errno, fs, mm, process};
+use zhuque_sys::{Errno, fs, mm};
 
 /// The number of the memfd with the stub, if this process is to become a saved program.
 ///
@@ -39,17 +39,12 @@ pub fn enter(memfd: i32) -> ! {
     if let Err(Errno(number)) = fs::write_at(memfd, &ENTRANCE_WANTED.to_le_bytes(), 0) {
         fail(number);
     }
-    let entrance = loop {
-        match read(memfd) {
-            Ok(entrance) if entrance.magic == ENTRANCE_MAGIC => break entrance,
-            Err(Errno(number)) => fail(number),
-            // It is not there yet. Somebody else may stop this process and let it go on, too.
-            Ok(_) => _ = process::kill(process::pid() as i32, libc::SIGSTOP as u32),
-        }
+    // The launcher's word is one byte on the status socket, whose number is one below; or the socket's end, with its own.
+    let entrance = match fs::read(memfd - 1, &mut [0]).and_then(|_| read(memfd)) {
+        Ok(entrance) if entrance.magic == ENTRANCE_MAGIC => entrance,
+        Ok(_) => fail(libc::EPIPE),
+        Err(Errno(number)) => fail(number),
     };
-    // The launcher would have taken this process with it.
-    // SAFETY: takes no pointers.
-    let _ = unsafe { process::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0) };
     super::start::forget_registrations();
     let Entrance { start, text_bytes, bytes, entry, .. } = entrance;
     let flags = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;

@@ -22,6 +22,8 @@ use zhuque_sys::{process, user};
 
 /// si_code of Syscall User Dispatch (SYS_USER_DISPATCH).
 const SYS_USER_DISPATCH: i32 = 2;
+/// si_arch of 64-bit calls.
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// si_code of tgkill.
 const SI_TKILL: i32 = -6;
 /// Signals that the kernel must always be able to deliver: ours, and those that an instruction causes.
@@ -50,7 +52,7 @@ pub unsafe extern "C" fn on_signal(signal: u32, info: *mut SigInfo, context: *mu
     let (info, context, slot) = unsafe { (&mut *info, &mut *context, &mut *current_slot()) };
     let code = (info[1] & 0xffff_ffff) as i32;
     match signal as i32 {
-        libc::SIGSYS if code == SYS_USER_DISPATCH => dispatch(context),
+        libc::SIGSYS if code == SYS_USER_DISPATCH => dispatch(info, context),
         libc::SIGPWR => power(slot, info, context, code),
         libc::SIGSEGV | libc::SIGBUS if code > 0 && user::fixup(context.machine.rip).is_some() => {
             context.machine.rip = user::fixup(context.machine.rip).unwrap_or(0);
@@ -60,8 +62,13 @@ pub unsafe extern "C" fn on_signal(signal: u32, info: *mut SigInfo, context: *mu
 }
 
 /// A `syscall` instruction outside the gate: the kernel has rolled it back, the counter stands behind it.
-fn dispatch(context: &mut Context) {
+fn dispatch(info: &SigInfo, context: &mut Context) {
     let m = &mut context.machine;
+    if (info[3] >> 32) as u32 != AUDIT_ARCH_X86_64 {
+        // `int $0x80`: the numbers of another architecture. A kernel without it answers the same.
+        m.rax = -i64::from(libc::ENOSYS) as u64;
+        return;
+    }
     m.rcx = m.rip;
     m.rip = place::gate();
 }

@@ -9,12 +9,13 @@ use super::place;
 use crate::control;
 use crate::family::memory::{Memory, by_slice, map_slices, region, slice_fd, unmap};
 use crate::family::spares;
+use crate::process_state::PR_GET_MDWE;
 use zhuque_abi::header::{Patched, TRAMPOLINE_BYTES, TrampolinePages};
 use zhuque_abi::layout::{MAX_SITES, PAGE, PLAN_FILE, page_down, page_up};
 use zhuque_abi::maps::{Kind, flag};
 use zhuque_abi::sites::{LibraryPlan, PLAN_MAGIC, PLAN_VERSION, PlanHeader, Site};
 use zhuque_model::maptree::{Attr, Mapping};
-use zhuque_sys::{Errno, fs, mm, user};
+use zhuque_sys::{Errno, fs, mm, process, user};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const READ_EXEC: i32 = libc::PROT_READ | libc::PROT_EXEC;
@@ -111,6 +112,11 @@ pub fn patch_all() {
 
 /// Rewrites the planned sites of a file's text that has just been mapped. A plan that does not fit changes nothing.
 pub fn library_mapped(memory: &mut Memory, start: u64, end: u64, attr: &Attr) {
+    // SAFETY: takes no pointers.
+    if unsafe { process::prctl(PR_GET_MDWE, 0, 0, 0, 0) }.is_ok_and(|set| set != 0) {
+        // What has been written could not be executed again.
+        return;
+    }
     // SAFETY: the memory lock is held.
     let Some(file) = (unsafe { control::files() }).get(attr.file as usize) else { return };
     let Some(plan) = Plan::open(memory) else { return };

@@ -2,13 +2,16 @@
 //!
 //! SEEK_DATA passes over holes at once, so ranges may be as large as they like. SEEK_HOLE would visit every page up to
 //! the next hole, and memory grows downwards: on top of each mapping lies everything that was mapped before it, without a
-//! gap. So where content ends is asked of mincore(2), a few pages at a time.
+//! gap. So where content ends is asked of mincore(2), a few pages at a time. That answers truthfully only who owns the
+//! file (`can_do_mincore` in mm/mincore.c); a program that has changed its user is left to SEEK_HOLE.
 //!
 //! Neighbours: `memory`, `memory_move`, `fork_child`, `spares` and `ahead`, which ask.
+#![allow(unsafe_code)]
 
 use super::memory::{by_slice, slice_fd};
+use crate::control;
 use zhuque_abi::layout::PAGE;
-use zhuque_sys::{Errno, fs, mm};
+use zhuque_sys::{Errno, fs, mm, process};
 
 /// Pages asked for where content begins, and at most, if it goes on.
 const FEWEST: usize = 16;
@@ -16,6 +19,7 @@ const MOST: usize = 1024;
 
 /// Calls `each` with every run of pages that have content: address and bytes. The range is mapped region memory.
 pub fn extents(start: u64, end: u64, mut each: impl FnMut(u64, u64) -> Result<(), Errno>) -> Result<(), Errno> {
+    let truthful = owns_slices();
     by_slice(start, end, |slice, offset, address, bytes| {
         let mut at = 0;
         while at < bytes {
@@ -28,11 +32,23 @@ pub fn extents(start: u64, end: u64, mut each: impl FnMut(u64, u64) -> Result<()
             if data >= bytes {
                 break;
             }
-            at = data + present_from(address + data, address + bytes)?;
+            at = if truthful {
+                data + present_from(address + data, address + bytes)?
+            } else {
+                (fs::seek(slice_fd(slice), (offset + data) as i64, libc::SEEK_HOLE)? - offset).min(bytes)
+            };
             each(address + data, at - data)?;
         }
         Ok(())
     })
+}
+
+/// Whether the program still runs as the user to whom the region belongs.
+fn owns_slices() -> bool {
+    // SAFETY: takes and changes no memory.
+    let user = unsafe { process::other(libc::SYS_geteuid, [0; 6]) };
+    // SAFETY: a plain field, which never changes.
+    user == Ok(unsafe { (*control::globals()).uid } as usize)
 }
 
 /// Bytes from `start`, where there is content, that are in memory without a gap; a page if that one is not (swapped out,

@@ -249,11 +249,21 @@ pub fn region(prot: u64, flags: u16) -> Attr {
 
 /// mprotect(2).
 fn mprotect(memory: &mut Memory, address: u64, bytes: u64, prot: u64) -> Result64 {
-    let prot = prot & !PROT_GROWS;
+    let (grows, prot) = (prot & PROT_GROWS, prot & !PROT_GROWS);
     if prot & !7 != 0 {
         return error(libc::EINVAL);
     }
-    let (start, end) = range(address, bytes)?;
+    let (mut start, end) = range(address, bytes)?;
+    if grows != 0 {
+        // From the stack's lowest address on; no mapping of the program's grows upwards.
+        // SAFETY: the lock is held.
+        let stack = unsafe { (*memory.globals).stack_start..(*memory.globals).stack_end };
+        let run = memory.tree.find(start).ok_or(Errno(libc::ENOMEM))?;
+        if grows != libc::PROT_GROWSDOWN as u64 || !stack.contains(&run.start) {
+            return error(libc::EINVAL);
+        }
+        start = run.start;
+    }
     not_ours(memory, start, end)?;
     let mut at = start;
     while at < end {

@@ -75,8 +75,8 @@ pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
 /// Memory that forked children use cannot make room for something else: they would write into it.
 pub fn not_with_children(memory: &Memory, start: u64, end: u64) -> Result<(), Errno> {
     if memory.tree.range(start, end).any(|run| shared(&run)) && super::processes::any_sharing() {
-        let why = b"a child still uses the shared memory there";
-        crate::gate::say_refused(libc::SYS_mmap as u64, b"mmap over shared memory", why);
+        let why = b"a child still uses it";
+        crate::gate::say_refused(libc::SYS_mmap as u64, b"moving or replacing shared memory", why);
         return error(libc::ENOMEM);
     }
     Ok(())

@@ -49,6 +49,8 @@ pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
         }
         not_ours(memory, target, target_end)?;
         super::memory_map::not_with_children(memory, target, target_end)?;
+        // Its content would be copied, and the children left behind.
+        super::memory_map::not_with_children(memory, start, end)?;
         unmap(memory, target, target_end)?;
         return relocate(memory, run, target, new_bytes, keep);
     }
@@ -64,6 +66,7 @@ pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     if !may_move {
         return error(libc::ENOMEM);
     }
+    super::memory_map::not_with_children(memory, start, end)?;
     let target = place_for(memory, new_bytes)?;
     relocate(memory, run, target, new_bytes, keep)
 }

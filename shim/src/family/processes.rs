@@ -167,10 +167,12 @@ pub fn fork(slot: &mut Slot, exit_signal: u64, child_tid: u64, clear_tid: u64) -
     let pid = unsafe { zhuque_clone(exit_signal, scratch + bytes - 64, 0, fork_child::start, slot) };
     let result = if pid < 0 {
         error(-pid as i32)
-    } else {
-        wait_for_copy(slot, pid as u32);
+    } else if wait_for_copy(slot, pid as u32) {
         note_child(pid as u32, child::NO);
         Ok(pid as u64)
+    } else {
+        let _ = process::reap(pid as u32);
+        error(libc::ENOMEM)
     };
     save::release_after_fork();
     drop(lock);
@@ -179,18 +181,16 @@ pub fn fork(slot: &mut Slot, exit_signal: u64, child_tid: u64, clear_tid: u64) -
     result
 }
 
-/// Waits until the child has its own memory, or has died trying.
-fn wait_for_copy(slot: &Slot, pid: u32) {
+/// Waits until the child has its own memory; false: it has died trying.
+fn wait_for_copy(slot: &Slot, pid: u32) -> bool {
     while slot.fork_done.load(Ordering::Acquire) == 0 {
         let _ = process::futex_wait(&slot.fork_done, 0, 50_000_000);
-        if slot.fork_done.load(Ordering::Acquire) == 0 && process::kill(pid as i32, 0).is_err() {
-            break;
-        }
         // A child that was killed while copying is a zombie.
-        if !matches!(process::ended(pid), Ok(None)) {
+        if process::kill(pid as i32, 0).is_err() || !matches!(process::ended(pid), Ok(None)) {
             break;
         }
     }
+    slot.fork_done.load(Ordering::Acquire) != 0
 }
 
 /// vfork(2) and clone(CLONE_VM | CLONE_VFORK): see `entry::asm`. Does not return here.

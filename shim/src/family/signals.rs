@@ -173,6 +173,8 @@ pub fn deliver(slot: &mut Slot, program: Program, context: &mut Context) {
     }
     if action.flags & SA_RESETHAND != 0 {
         let value = Action { handler: SIG_DFL, ..action };
+        // No thread holds it where a signal is delivered.
+        let _lock = control::Lock::state();
         store_action(signal, value);
         let _ = apply(signal, &value);
     }

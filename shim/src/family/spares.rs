@@ -82,6 +82,9 @@ pub fn has_room(address: u64) -> bool {
 pub fn keep(mut new: Spare) -> Result<(), Errno> {
     let allowed = allowed(new.start);
     let spares = all();
+    if new.end - new.start > allowed || spares[MAX_SPARES - 1].end != 0 {
+        return take_out(new);
+    }
     // What touches becomes one, in moderation; the result is the youngest.
     let mut kept = 0;
     let mut total = new.end - new.start;
@@ -100,19 +103,15 @@ pub fn keep(mut new: Spare) -> Result<(), Errno> {
         }
     }
     spares[kept..].fill(Spare::default());
-    // The oldest go, and the new one if it alone is too much.
-    while kept > 0 && (total > allowed || kept == MAX_SPARES) {
-        let oldest = spares[0];
-        take_out(oldest)?;
-        total -= oldest.end - oldest.start;
+    spares[kept] = new;
+    kept += 1;
+    // The oldest go, one at least if the next would find no room. What the store does not let go of stays.
+    while (total > allowed || kept == MAX_SPARES) && kept > 0 && take_out(spares[0]).is_ok() {
+        total -= spares[0].end - spares[0].start;
         spares.copy_within(1..kept, 0);
         kept -= 1;
         spares[kept] = Spare::default();
     }
-    if total > allowed {
-        return take_out(new);
-    }
-    spares[kept] = new;
     Ok(())
 }
 

@@ -114,6 +114,7 @@ pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Outcome {
         libc::SYS_rseq => rseq(slot, a),
         libc::SYS_arch_prctl if matches!(a[0], 0x1001 | 0x1004) => error(libc::EPERM),
         libc::SYS_prctl => prctl(slot, a),
+        libc::SYS_membarrier => membarrier(slot, a),
         libc::SYS_exit if slot.borrowed == 0 => exit_thread(slot, a[0]),
         libc::SYS_exit_group if slot.borrowed == 0 => exit_group(a[0]),
         libc::SYS_clone => {
@@ -178,6 +179,18 @@ fn prctl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
         }
         _ => wait_call(slot, libc::SYS_prctl, a),
     }
+}
+
+/// membarrier(2): registrations are noted.
+fn membarrier(slot: &mut Slot, a: [u64; 6]) -> Result64 {
+    /// MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, and PRIVATE_EXPEDITED, its SYNC_CORE and its RSEQ.
+    const REGISTER: u64 = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8;
+    let result = wait_call(slot, libc::SYS_membarrier, a)?;
+    if a[0] & REGISTER != 0 && slot.borrowed == 0 {
+        // SAFETY: an atomic field.
+        unsafe { (*control::globals()).membarrier.fetch_or(a[0] as u32, Ordering::Relaxed) };
+    }
+    Ok(result)
 }
 
 /// exit_group(2): the program's end.

@@ -304,6 +304,12 @@ pub fn change_directory(path: &Path) -> Result<(), Errno> {
     check(unsafe { call1(libc::SYS_chdir as usize, path.pointer()) }).map(|_| ())
 }
 
+/// rmdir(2).
+pub fn remove_directory(path: &Path) -> Result<(), Errno> {
+    // SAFETY: the path is zero-terminated.
+    check(unsafe { call1(libc::SYS_rmdir as usize, path.pointer()) }).map(|_| ())
+}
+
 /// unlinkat(2).
 pub fn unlink_at(directory: i32, path: &Path) -> Result<(), Errno> {
     // SAFETY: the path is zero-terminated.

@@ -149,6 +149,13 @@ pub fn limit(resource: u32, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
     Ok(old)
 }
 
+/// Takes the status of a child that has ended, if it has.
+pub fn reap(pid: u32) -> Result<(), Errno> {
+    let flags = (libc::WNOHANG | libc::__WALL) as usize;
+    // SAFETY: no status is asked for.
+    check(unsafe { call4(libc::SYS_wait4 as usize, pid as usize, 0, flags, 0) }).map(|_| ())
+}
+
 /// How a child has ended, which stays to be waited for: its wait status, or `None` while it runs. ECHILD if there is no
 /// such child (any more).
 pub fn ended(pid: u32) -> Result<Option<u32>, Errno> {

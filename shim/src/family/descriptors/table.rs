@@ -203,7 +203,9 @@ fn describe_one(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, entri
     if !found.is_path() {
         found.owner = owner_of(first.fd, c.pid, c.virtual_pid);
     }
-    if let Some(number) = terminals::stdio_number(c, &found) {
+    // A file that is read from, not attached to: the resume goes on where it was.
+    let is_input = |number: &u32| *number == 0 && kind_of(found.mode) == libc::S_IFREG;
+    if let Some(number) = terminals::stdio_number(c, &found).filter(|number| !is_input(number)) {
         return terminals::capture_stdio(c, &found, number);
     }
     if kind_of(found.mode) == libc::S_IFSOCK {

@@ -2,9 +2,10 @@
 //!
 //! A description is *stdio* if it is the object that descriptor 0, 1 or 2 was when the program started: that number
 //! still names it, or it is a terminal, pipe or socket (a file or /dev/null under another number was more likely
-//! opened by the program itself, and has a path). A resume attaches stdio to what it was given. Settings in `termios`
-//! are struct termios2 (44 bytes); for a pseudo-terminal whose master is in the program struct winsize (8 bytes) and
-//! the terminal's number (u32) follow.
+//! opened by the program itself, and has a path). A resume attaches stdio to what it was given; but a regular file as
+//! standard input is a file like any other (`table`), with its offset. Settings in `termios` are struct termios2 (44
+//! bytes); for a pseudo-terminal whose master is in the program struct winsize (8 bytes) and the terminal's number (u32)
+//! follow.
 
 use super::placement::{Reviving, each_record};
 use super::table::Found;

@@ -1,0 +1,152 @@
+//! Credentials: user and group ids and capabilities, written down by a save, taken again by a resume.
+//!
+//! A resume may give up privileges, and takes back none that the program had given up. They are the leader's of the save:
+//! threads with others of their own (capset(2) in one of them) are not told apart.
+//! Neighbours: `process_state`, which writes the record, and `revive`.
+#![allow(unsafe_code)]
+
+use crate::family::Failure;
+use zhuque_abi::journal::{Capabilities, Process};
+use zhuque_sys::{Errno, process};
+
+/// Supplementary groups that are kept.
+pub const MAX_GROUPS: usize = 256;
+/// _LINUX_CAPABILITY_VERSION_3, and the process that calls.
+const CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
+
+/// Real, effective and saved user and group ids.
+pub fn ids() -> [u32; 6] {
+    let mut ids = [0u32; 6];
+    let at = |index: usize| ids.as_ptr().wrapping_add(index) as usize;
+    let (users, groups) = ([at(0), at(1), at(2), 0, 0, 0], [at(3), at(4), at(5), 0, 0, 0]);
+    // SAFETY: each call writes three words of the local.
+    unsafe {
+        let _ = process::other(libc::SYS_getresuid, users);
+        let _ = process::other(libc::SYS_getresgid, groups);
+        core::ptr::read_volatile(&raw mut ids)
+    }
+}
+
+/// Supplementary groups.
+pub fn groups_in(buffer: &mut [u8; 4 * MAX_GROUPS]) -> &[u8] {
+    let arguments = [MAX_GROUPS, buffer.as_mut_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: getgroups writes at most as many words as the buffer has.
+    let count = unsafe { process::other(libc::SYS_getgroups, arguments) }.unwrap_or(0);
+    buffer.get(..4 * count).unwrap_or(&[])
+}
+
+/// The calling thread's capabilities.
+pub fn capabilities() -> Capabilities {
+    let mut words = [0u32; 6];
+    let arguments = [CAPABILITY_HEADER.as_ptr() as usize, words.as_mut_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: version 3 writes two records of three words; they are read behind the call.
+    let words = unsafe {
+        let _ = process::other(libc::SYS_capget, arguments);
+        core::ptr::read_volatile(&raw mut words)
+    };
+    let both = |low: usize| u64::from(words[low]) | u64::from(words[low + 3]) << 32;
+    let set = |asked: &dyn Fn(usize) -> Result<usize, Errno>| {
+        (0..64).filter(|&bit| asked(bit) == Ok(1)).fold(0, |set: u64, bit| set | 1 << bit)
+    };
+    // SAFETY: these options take no pointers.
+    unsafe {
+        Capabilities {
+            effective: both(0),
+            permitted: both(1),
+            inheritable: both(2),
+            bounding: set(&|bit| process::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0)),
+            ambient: set(&|bit| process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_IS_SET, bit, 0, 0)),
+            securebits: process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0).unwrap_or(0) as u32,
+        }
+    }
+}
+
+const AMBIENT_IS_SET: usize = libc::PR_CAP_AMBIENT_IS_SET as usize;
+const AMBIENT_RAISE: usize = libc::PR_CAP_AMBIENT_RAISE as usize;
+const AMBIENT_CLEAR: usize = libc::PR_CAP_AMBIENT_CLEAR_ALL as usize;
+
+/// Takes the credentials that the program had, if they are others than the resume's: after the descriptors, before the
+/// threads, which inherit them. `force`: fewer capabilities than it had will do.
+pub fn revive(wanted: &Process<'_>, force: bool) -> Result<(), Failure> {
+    let mut buffer = [0u8; 4 * MAX_GROUPS];
+    let same_groups = groups_in(&mut buffer) == wanted.groups;
+    let before = capabilities();
+    if wanted.ids == ids() && same_groups && before == wanted.capabilities {
+        return Ok(());
+    }
+    // A change of user would take them all.
+    // SAFETY: takes no pointers.
+    let _ = unsafe { process::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) };
+    drop_bounding(before.bounding & !wanted.capabilities.bounding);
+    revive_ids(wanted, same_groups).map_err(|error| {
+        let failure = Failure::new(b"cannot take the program's user and group ids again (user ");
+        failure.number(wanted.ids[1].into()).text(b"): ").errno(error)
+    })?;
+    match set_capabilities(&wanted.capabilities) {
+        Err(_) if force => {
+            let now = capabilities();
+            let both = |wanted: u64, now: u64| wanted & now;
+            let fewer = Capabilities {
+                effective: both(wanted.capabilities.effective, now.permitted),
+                permitted: both(wanted.capabilities.permitted, now.permitted),
+                inheritable: both(wanted.capabilities.inheritable, now.inheritable),
+                ambient: 0,
+                securebits: now.securebits,
+                ..wanted.capabilities
+            };
+            set_capabilities(&fewer).map_err(|error| Failure::new(b"capabilities: ").errno(error))
+        }
+        done => done.map_err(|error| {
+            Failure::new(b"the program had capabilities that this resume has not; resume it as it was started: ")
+                .errno(error)
+        }),
+    }
+}
+
+fn revive_ids(wanted: &Process<'_>, same_groups: bool) -> Result<(), Errno> {
+    if wanted.ids == ids() && same_groups {
+        return Ok(());
+    }
+    let [ruid, euid, suid, rgid, egid, sgid] = wanted.ids.map(|id| id as usize);
+    let groups = [wanted.groups.len() / 4, wanted.groups.as_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: setgroups reads the list; the others take no pointers.
+    unsafe {
+        if !same_groups {
+            process::other(libc::SYS_setgroups, groups)?;
+        }
+        process::other(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0])?;
+        process::other(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0])?;
+    }
+    Ok(())
+}
+
+/// Takes capabilities out of the bounding set. Who may not do that has none to lose.
+fn drop_bounding(set: u64) {
+    for bit in (0..64).filter(|bit| set & 1 << bit != 0) {
+        // SAFETY: takes no pointers.
+        let _ = unsafe { process::prctl(libc::PR_CAPBSET_DROP, bit, 0, 0, 0) };
+    }
+}
+
+/// Sets all but the bounding set. The secure bits first, since they need a capability; with them goes PR_SET_KEEPCAPS.
+fn set_capabilities(wanted: &Capabilities) -> Result<(), Errno> {
+    // SAFETY: capset reads six words; the options take no pointers.
+    unsafe {
+        if process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) != Ok(wanted.securebits as usize) {
+            let keep = wanted.securebits & libc::SECBIT_KEEP_CAPS as u32 != 0;
+            process::prctl(libc::PR_SET_KEEPCAPS, usize::from(keep), 0, 0, 0)?;
+            if process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) != Ok(wanted.securebits as usize) {
+                process::prctl(libc::PR_SET_SECUREBITS, wanted.securebits as usize, 0, 0, 0)?;
+            }
+        }
+        let sets = [wanted.effective, wanted.permitted, wanted.inheritable];
+        let words: [u32; 6] = core::array::from_fn(|at| (sets[at % 3] >> (at / 3 * 32)) as u32);
+        let arguments = [CAPABILITY_HEADER.as_ptr() as usize, words.as_ptr() as usize, 0, 0, 0, 0];
+        process::other(libc::SYS_capset, arguments)?;
+        let _ = process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_CLEAR, 0, 0, 0);
+        for bit in (0..64).filter(|bit| wanted.ambient & 1 << bit != 0) {
+            process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_RAISE, bit, 0, 0)?;
+        }
+    }
+    Ok(())
+}
