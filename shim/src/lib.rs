@@ -19,6 +19,7 @@ pub mod die;
 pub mod entry;
 pub mod family;
 pub mod gate;
+pub mod journal;
 pub mod process_state;
 pub mod revive;
 pub mod runtime;

@@ -6,7 +6,8 @@ use crate::credentials::{self, MAX_GROUPS};
 use crate::entry::maps;
 use crate::family::Failure;
 use crate::family::memory_files::mtime_ns;
-use crate::save::{self, Journal};
+use crate::journal::{self, Journal};
+use crate::save;
 use crate::scheduling;
 use core::arch::x86_64::{__cpuid_count, _xgetbv};
 use core::sync::atomic::Ordering;
@@ -31,7 +32,7 @@ pub fn note_pending(slot: &Slot) {
         let code = (info[1] & 0xffff_ffff) as i32;
         // Only tgkill and its like say that a thread was meant; everything else is the process'.
         let thread = if code == -6 { slot.virtual_tid.load(Ordering::Relaxed) } else { 0 };
-        save::append(&Record::PendingSignal { thread, info });
+        journal::append(&Record::PendingSignal { thread, info });
     }
 }
 

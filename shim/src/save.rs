@@ -10,11 +10,11 @@ use crate::control::{self, Lock};
 use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
 use crate::family::limits::{self, ENOUGH};
 use crate::family::{self, clocks, signals};
+use crate::journal::Journal;
 use crate::process_state;
 use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, Phase, Reason, phase_word};
-use zhuque_abi::journal::Record;
 use zhuque_abi::layout::{
     CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET, SLICE_BYTES,
 };
@@ -362,55 +362,6 @@ fn parked_slot(tid: u32, near: usize) -> Option<usize> {
     })
 }
 
-/// The journal being written.
-pub struct Journal {
-    memory: &'static mut [u8],
-    used: usize,
-    /// A record did not fit.
-    pub full: bool,
-}
-
-impl Journal {
-    fn open() -> Journal {
-        // SAFETY: threads have written their records under `JOURNAL_LOCK` and stand still; the leader is alone now.
-        let memory = unsafe { control::journal() };
-        // SAFETY: as above.
-        let used = unsafe { (*control::header()).journal_bytes as usize };
-        Journal { memory, used, full: false }
-    }
-
-    /// Appends a record.
-    pub fn put(&mut self, record: &Record<'_>) -> Result<(), family::Failure> {
-        let room = self.memory.get_mut(self.used..).unwrap_or(&mut []);
-        match codec::encode(record, room) {
-            Ok(bytes) => {
-                self.used += bytes;
-                Ok(())
-            }
-            Err(_) => {
-                self.full = true;
-                Err(family::Failure::new(b"the journal is full"))
-            }
-        }
-    }
-}
-
-/// Guards the journal while threads park.
-static JOURNAL_LOCK: AtomicU32 = AtomicU32::new(0);
-
-/// Appends a record on behalf of a thread that is about to park.
-pub fn append(record: &Record<'_>) {
-    while JOURNAL_LOCK.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
-        process::yield_now();
-    }
-    let mut journal = Journal::open();
-    if journal.put(record).is_ok() {
-        // SAFETY: the lock makes this the only writer.
-        unsafe { (*control::header()).journal_bytes = journal.used as u64 };
-    }
-    JOURNAL_LOCK.store(0, Ordering::Release);
-}
-
 /// The program's limit of descriptors, and whether the save cannot have more.
 #[derive(Clone, Copy)]
 struct Room {
@@ -473,7 +424,7 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
         mapped_shared: &|device, inode| process_state::mapped_shared(device, inode),
     };
     family::capture(&mut capture)?;
-    family::mapped_files::refresh(journal.memory.get(..journal.used).unwrap_or(&[]))
+    family::mapped_files::refresh(journal.written())
 }
 
 /// Makes the save true: checksums, header, then the one store.
@@ -481,8 +432,8 @@ fn commit(life: &Life, stopped: u64, clocks: [u64; 3], journal: &Journal) -> ! {
     let begun = life.announced_ns.load(Ordering::Acquire);
     // SAFETY: everything stands still.
     let header = unsafe { &mut *control::header() };
-    header.journal_bytes = journal.used as u64;
-    header.journal_checksum = codec::checksum(0, journal.memory.get(..journal.used).unwrap_or(&[]));
+    header.journal_bytes = journal.written().len() as u64;
+    header.journal_checksum = codec::checksum(0, journal.written());
     header.reason = Reason::Power as u32;
     header.detail = [0; 256];
     header.threads = saved_threads();

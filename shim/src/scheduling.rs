@@ -4,7 +4,7 @@
 
 use crate::control;
 use crate::family::{Failure, ids};
-use crate::save::Journal;
+use crate::journal::Journal;
 use core::sync::atomic::Ordering;
 use zhuque_abi::journal::Record;
 use zhuque_abi::slot::state;

@@ -327,13 +327,21 @@ fn resumes_in_full_and_read_only_stores() {
         println!("not tried: no tmpfs can be mounted here");
         return;
     };
-    let mut life = saved(&store, "kept");
     let fill = dir.join("fill");
-    let mut file = fs::File::create(&fill).expect("a file that fills the store");
-    let _ = std::io::copy(&mut std::io::repeat(7), &mut file);
-    drop(file);
+    let fill_up = || {
+        let mut file = fs::File::create(&fill).expect("a file that fills the store");
+        let _ = std::io::copy(&mut std::io::repeat(7), &mut file);
+    };
+    let mut life = saved(&store, "kept");
+    // Somebody else fills the store while a program waits: it is saved all the same.
+    let mut waiting = Life::start(&store, "waiting", &Guest::installed("sleep").arg("2"));
+    waiting.up();
+    std::thread::sleep(Duration::from_millis(200));
+    fill_up();
+    assert!(waiting.fail(Announce::Fail), "it ended too early");
     check_unchanged(&store, "kept", &["full", "make room"], || store.call("resume", &["kept"]));
     fs::remove_file(&fill).expect("make room");
+    check_resumes(&mut waiting);
     let remount = |how: &str| {
         let status = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&dir).status();
         assert!(status.is_ok_and(|is| is.success()), "remount,{how}");

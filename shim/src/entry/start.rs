@@ -9,10 +9,10 @@ use crate::family::{clocks, signals, threads};
 use crate::process_state;
 use crate::text::Text;
 use core::sync::atomic::Ordering;
-use zhuque_abi::header::{Header, MAGIC, PATH_BYTES, Phase, Stdio, VERSION, phase_word};
+use zhuque_abi::header::{Globals, Header, MAGIC, PATH_BYTES, Phase, Stdio, VERSION, phase_word};
 use zhuque_abi::layout::{
     BOOT_FILE, CONTROL_BYTES, CONTROL_FILE, ENV_REGION, GLOBALS_OFFSET, LIFE_BYTES, LIFE_OFFSET, RESERVED_BYTES,
-    SLICE_BYTES, SLICE_PREFIX, SLICES,
+    SLICE_BYTES, SLICE_PREFIX, SLICES, page_up,
 };
 use zhuque_abi::life::{BOOT_MAGIC, Boot, RegionDescriptors};
 use zhuque_abi::slot::{Slot, state};
@@ -133,7 +133,10 @@ fn set_up(lock: i32, region: &[u8]) -> Result<Boot, Errno> {
     move_descriptors(&mut own)?;
     check_and_clear(&own)?;
     find_text()?;
+    // A save reads all of it: in a store that is full by then, it must be there.
+    fs::allocate(own.control, GLOBALS_OFFSET, page_up(size_of::<Globals>() as u64))?;
     set_life(&boot, own);
+    crate::journal::reserve()?;
     set_globals(region);
     process_state::show_own_arguments();
     let slot = first_slot()?;
