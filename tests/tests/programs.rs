@@ -83,3 +83,11 @@ fn a_program_behind_a_shell_wrapper() {
     let command = format!("exec '{}' 4 20000", program.display());
     check_lives(&Guest::installed("sh").arg("-c").arg(command), 2);
 }
+
+/// A limit of file sizes binds the program, not what an exec writes into the region.
+#[test]
+fn an_exec_under_a_limit_of_file_sizes() {
+    let store = Store::new();
+    let ended = store.call("run", &["-n", "x", "--", "bash", "-c", "ulimit -f 0; exec /bin/echo hello"]);
+    assert_eq!((ended.status, ended.stdout.as_slice()), (0, b"hello\n".as_slice()), "{}", ended.stderr);
+}

@@ -8,11 +8,11 @@ use crate::control::{self, Lock};
 use crate::gate::{Result64, again, error, raw};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{PATH_BYTES, Phase, VERSION, phase_word};
-use zhuque_abi::layout::{BOOT_FILE, CONTROL_FILE, ENV_REGION, SHIM_FILE};
+use zhuque_abi::layout::{BOOT_FILE, CONTROL_FILE, ENV_REGION, PAGE, SHIM_FILE};
 use zhuque_abi::life::{BOOT_MAGIC, Boot, Vdso};
 use zhuque_abi::slot::Slot;
 use zhuque_sys::signal::bit;
-use zhuque_sys::{Errno, fs, process, signal, user};
+use zhuque_sys::{Errno, fs, mm, process, signal, user};
 
 const POWER: u64 = bit(libc::SIGPWR as u32);
 /// Most variables that an environment may have here.
@@ -115,12 +115,18 @@ fn tell_new_image(blocked: bool, mask: u64) -> Result<(), Errno> {
         executed: 1,
         exec_mask: mask,
     };
-    // SAFETY: plain integers without gaps (const assertions of `abi`).
-    let bytes = unsafe { core::slice::from_raw_parts((&raw const boot).cast::<u8>(), size_of::<Boot>()) };
-    let file = fs::open_at(life.descriptors.directory, &path, libc::O_WRONLY | libc::O_CLOEXEC, 0)?;
-    let done = fs::write_at(file, bytes, 0);
+    let file = fs::open_at(life.descriptors.directory, &path, libc::O_RDWR | libc::O_CLOEXEC, 0)?;
+    // Not by write(2), for which a limit of file sizes counts that the program may have set for what it executes.
+    let flags = libc::MAP_SHARED;
+    // SAFETY: a window at an address of the kernel's choice onto a file that was as long before; used here only.
+    let done = unsafe {
+        mm::mmap(0, PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, file, 0).and_then(|window| {
+            let written = user::copy(window, &raw const boot as u64, size_of::<Boot>());
+            mm::munmap(window, PAGE).and(written)
+        })
+    };
     fs::close(file)?;
-    done.map(|_| ())
+    done
 }
 
 /// Bump allocation in the life's scratch memory, which is the caller's under the state lock.
