@@ -75,6 +75,10 @@ fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno
     let mut path = fs::Path::new();
     path.push(name);
     if !region_in_reach() {
+        if !name.is_empty() {
+            // Whoever looks along PATH tries names that are not there.
+            fs::stat_at(directory as i32, &path, 0)?;
+        }
         let mut text = crate::text::Text::of(b"exec of ");
         text.push(name).push(b" is refused: the program has given up the rights to its region, so zhuque could not go");
         crate::die::say(text.push(b" with it"));
