@@ -5,6 +5,7 @@
 //! (default 40), `all` takes every one of them.
 
 use zhuque_tests::command::SAVED;
+use zhuque_tests::guest::shared;
 use zhuque_tests::life::first_difference;
 use zhuque_tests::tracer::Moment;
 use zhuque_tests::{Finished, Guest, Life, Random, Store};
@@ -72,6 +73,25 @@ fn same(mut life: Life<'_>, native: &Finished) {
         life.wrong(&difference);
     }
     life.remove();
+}
+
+#[test]
+fn cpython() {
+    check_every_call(&Guest::python("hashing.py").args(["20000", "."]));
+}
+
+#[test]
+fn interpreters() {
+    check_every_call(&Guest::installed("perl").arg(shared("words.pl")).arg("4"));
+    check_every_call(&Guest::installed("lua5.4").arg(shared("tables.lua")).arg("4"));
+    check_every_call(&Guest::installed("bash").arg(shared("builtins.sh")).arg("2"));
+}
+
+#[test]
+fn sqlite3() {
+    let script = "create table t(a, b); begin; insert into t select value, value * 7 from generate_series(1, 300);
+        commit; update t set b = b + 1 where a % 3 = 0; select count(*), sum(b) from t; pragma integrity_check;";
+    check_every_call(&Guest::installed("sqlite3").args(["-batch", "rows.db", script]));
 }
 
 /// One test for each guest, so that they run side by side and fail by themselves.
