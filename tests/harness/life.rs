@@ -7,7 +7,7 @@ use crate::command::{self, Finished, PATIENCE, SAVED};
 use crate::guest::Guest;
 use crate::random::Random;
 use crate::store::{Region, Store};
-use crate::tracer::{self, Moment, Watched};
+use crate::tracer::{self, Script, Watched};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions};
@@ -73,34 +73,41 @@ impl<'s> Life<'s> {
     }
 
     /// Starts `guest` watched, with a power failure at a chosen call, and waits until that or its end has come.
-    pub fn start_watched(
-        store: &'s Store,
-        name: &str,
-        guest: &Guest,
-        wanted: Option<(u64, Moment)>,
-    ) -> (Life<'s>, Watched) {
+    pub fn start_watched(store: &'s Store, name: &str, guest: &Guest, script: Script) -> (Life<'s>, Watched) {
         let mut life = Life::new(store, name, guest);
         let mut command = store.held("run");
         command.args(["-n", name, "--"]).arg(&guest.program).args(&guest.arguments);
         command.envs(guest.environment.iter().cloned()).current_dir(&life.dir);
-        life.spawn(command);
-        let Some(mut child) = life.launcher.take() else { life.wrong("has not been started") };
+        let watched = life.watch(command, script);
+        (life, watched)
+    }
+
+    /// Resumes it watched, where nobody may trace ([`Store::without_ptrace`]): the tracer is the test.
+    pub fn resume_watched(&mut self, script: Script) -> Watched {
+        let mut command = self.store.held("resume");
+        command.arg(&self.name).current_dir(&self.dir);
+        self.watch(command, script)
+    }
+
+    fn watch(&mut self, command: Command, script: Script) -> Watched {
+        self.spawn(command);
+        let Some(mut child) = self.launcher.take() else { self.wrong("has not been started") };
         let held = child.stdin.take();
-        let watched = tracer::watch(child.id(), wanted, guest.patience, || drop(held));
-        life.note(format!("watched, failure at {wanted:?}: {watched:?}"));
+        let watched = tracer::watch(child.id(), script, self.guest.patience, || drop(held));
+        self.note(format!("watched, {script:?}: {watched:?}"));
         match watched {
             Ok(Some(watched)) => {
-                life.status = Some(watched.status);
-                life.failures += u32::from(watched.status == SAVED);
-                (life, watched)
+                self.status = Some(watched.status);
+                self.failures += u32::from(watched.status == SAVED);
+                watched
             }
             Ok(None) => {
-                life.launcher = Some(child);
-                life.wrong("hangs")
+                self.launcher = Some(child);
+                self.wrong("hangs")
             }
             Err(error) => {
-                life.launcher = Some(child);
-                life.wrong(&format!("cannot be watched: {error}"))
+                self.launcher = Some(child);
+                self.wrong(&format!("cannot be watched: {error}"))
             }
         }
     }

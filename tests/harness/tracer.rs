@@ -8,7 +8,9 @@
 //!
 //! wait4(2) and the requests that carry signals are called directly: nix knows no real-time signals.
 //!
-//! Key types: [`Moment`], [`Watched`]. Neighbour: `life`, which starts the program and resumes it.
+//! After the failure, or in a resume, a further blow can follow: SIGKILL or SIGPWR, at any instruction ([`Then`]).
+//!
+//! Key types: [`Script`], [`Watched`]. Neighbour: `life`, which starts the program and resumes it.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -32,6 +34,27 @@ pub enum Moment {
     After,
 }
 
+/// What is to happen to a watched program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Script {
+    /// The power fails at this call.
+    pub fail: Option<(u64, Moment)>,
+    /// What follows.
+    pub then: Option<Then>,
+}
+
+/// A blow that comes so many calls after the failure, if there is one, else after the program's exec, and so many
+/// instructions later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Then {
+    /// Calls that any of the program's threads have ended.
+    pub calls: u64,
+    /// Instructions of the thread that ended the last of them.
+    pub steps: u64,
+    /// SIGKILL, or SIGPWR, to the process.
+    pub signal: Signal,
+}
+
 /// What was seen of a program.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
@@ -39,6 +62,10 @@ pub struct Watched {
     pub calls: u64,
     /// The number of the call at which the power failed, if it did.
     pub failed_at: Option<u64>,
+    /// Whether the blow that follows was struck.
+    pub struck: bool,
+    /// Calls ended since the failure, or the exec.
+    pub calls_then: u64,
     /// The launcher's exit status.
     pub status: i32,
 }
@@ -63,18 +90,15 @@ struct Tracer {
     root: Pid,
     program: Option<Pid>,
     threads: Vec<(Pid, Between)>,
-    wanted: Option<(u64, Moment)>,
+    script: Script,
+    /// The thread that is stepped, and how many instructions are left.
+    stepped: Option<(Pid, u64)>,
     seen: Watched,
 }
 
 /// Attaches to `launcher`, which has not executed `zhuque` yet and is a child of this thread, and lets `go` tell it to.
-/// The power fails at the call and moment `wanted`; returns when the launcher has ended, `None` if it does not in `limit`.
-pub fn watch(
-    launcher: u32,
-    wanted: Option<(u64, Moment)>,
-    limit: Duration,
-    go: impl FnOnce(),
-) -> nix::Result<Option<Watched>> {
+/// Returns when the launcher has ended, `None` if it does not in `limit`.
+pub fn watch(launcher: u32, script: Script, limit: Duration, go: impl FnOnce()) -> nix::Result<Option<Watched>> {
     let root = Pid::from_raw(launcher as i32);
     let all = Options::PTRACE_O_TRACESYSGOOD
         | Options::PTRACE_O_TRACEEXEC
@@ -83,7 +107,8 @@ pub fn watch(
         | Options::PTRACE_O_TRACECLONE;
     ptrace::seize(root, all)?;
     go();
-    let mut tracer = Tracer { root, program: None, threads: Vec::new(), wanted, seen: Watched::default() };
+    let seen = Watched::default();
+    let mut tracer = Tracer { root, program: None, threads: Vec::new(), script, stepped: None, seen };
     let end = Instant::now() + limit;
     let mut quiet = 0;
     while Instant::now() < end {
@@ -142,6 +167,7 @@ impl Tracer {
                 }
                 self.go_on(pid, 0)
             }
+            (libc::SIGTRAP, _) if self.stepped.is_some_and(|(thread, _)| thread == pid) => self.step(pid),
             (signal, _) => self.go_on(pid, signal),
         }
     }
@@ -161,12 +187,53 @@ impl Tracer {
 
     /// Lets a thread go on, to its next call as long as calls are counted.
     fn go_on(&mut self, pid: Pid, signal: i32) -> nix::Result<()> {
-        let counting = self.seen.failed_at.is_none();
-        if counting && self.is_ours(pid) {
+        if self.stepped.is_some_and(|(thread, _)| thread == pid) {
+            return go_on_with(libc::PTRACE_SINGLESTEP, pid, signal);
+        }
+        if self.counting() && self.is_ours(pid) {
             return go_on_with(libc::PTRACE_SYSCALL, pid, signal);
         }
         let forked = self.program.is_some() && pid != self.root && !self.is_ours(pid);
         go_on_with(if forked { libc::PTRACE_DETACH } else { libc::PTRACE_CONT }, pid, signal)
+    }
+
+    /// Whether calls are counted.
+    fn counting(&self) -> bool {
+        let fails_yet = self.script.fail.is_some() && self.seen.failed_at.is_none();
+        fails_yet
+            || self.stepped.is_none() && !self.seen.struck && (self.script.then.is_some() || self.script.fail.is_none())
+    }
+
+    /// Whether what follows is due: the failure, if there is to be one, has been.
+    fn follows(&self) -> bool {
+        self.script.fail.is_none() || self.seen.failed_at.is_some()
+    }
+
+    /// A call has ended: begins to step, if it was the one.
+    fn ended(&mut self, pid: Pid) -> nix::Result<()> {
+        let Some(then) = self.script.then.filter(|_| self.follows() && self.counting()) else {
+            return self.go_on(pid, 0);
+        };
+        self.seen.calls_then += 1;
+        if self.seen.calls_then <= then.calls {
+            return self.go_on(pid, 0);
+        }
+        self.stepped = Some((pid, then.steps));
+        self.step(pid)
+    }
+
+    /// One more instruction, or the blow.
+    fn step(&mut self, pid: Pid) -> nix::Result<()> {
+        let (Some((_, left)), Some(then), Some(program)) = (self.stepped, self.script.then, self.program) else {
+            return self.go_on(pid, 0);
+        };
+        if left > 0 {
+            self.stepped = Some((pid, left - 1));
+            return go_on_with(libc::PTRACE_SINGLESTEP, pid, 0);
+        }
+        (self.stepped, self.seen.struck) = (None, true);
+        kill(program, then.signal)?;
+        self.go_on(pid, 0)
     }
 
     /// A thread has come to the beginning or the end of a call.
@@ -180,7 +247,7 @@ impl Tracer {
             Between::Call(failing) => {
                 self.threads[at].1 = Between::Calls;
                 match failing {
-                    Failing::No => self.go_on(pid, 0),
+                    Failing::No => self.ended(pid),
                     Failing::Afterwards => self.fail(pid),
                     Failing::TakenBack(number) => {
                         let mut registers = ptrace::getregs(pid)?;
@@ -197,7 +264,11 @@ impl Tracer {
     fn begins(&mut self, pid: Pid, at: usize) -> nix::Result<()> {
         let number = self.seen.calls;
         self.seen.calls += 1;
-        let moment = self.wanted.filter(|(call, _)| *call == number).map(|(_, moment)| moment);
+        let moment = self
+            .script
+            .fail
+            .filter(|(call, _)| *call == number && self.seen.failed_at.is_none())
+            .map(|(_, moment)| moment);
         self.threads[at].1 = Between::Call(match moment {
             Some(Moment::Before) => {
                 let mut registers = ptrace::getregs(pid)?;
@@ -214,12 +285,13 @@ impl Tracer {
 
     /// The power fails: this thread is the first to hear of it.
     fn fail(&mut self, pid: Pid) -> nix::Result<()> {
-        self.seen.failed_at = self.wanted.map(|(call, _)| call);
+        self.seen.failed_at = self.script.fail.map(|(call, _)| call);
         // This thread may be ending; then the others hear of it.
         if let Some(program) = self.program {
             kill(program, Signal::SIGPWR)?;
         }
         // At the stop of a call the kernel sends the signal, rather than deliver it (ptrace(2)).
-        go_on_with(libc::PTRACE_CONT, pid, libc::SIGPWR)
+        let request = if self.counting() { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
+        go_on_with(request, pid, libc::SIGPWR)
     }
 }

@@ -7,7 +7,7 @@
 use zhuque_tests::command::SAVED;
 use zhuque_tests::guest::shared;
 use zhuque_tests::life::first_difference;
-use zhuque_tests::tracer::Moment;
+use zhuque_tests::tracer::{Moment, Script};
 use zhuque_tests::{Finished, Guest, Life, Random, Store};
 
 const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];
@@ -27,13 +27,14 @@ fn check_every_call(guest: &Guest) {
     let store = Store::new();
     let native = guest.finish_natively(&store, &store.work_dir("native"));
     assert_eq!(native.status, 0, "natively: {}", native.stderr);
-    let (life, watched) = Life::start_watched(&store, "counted", guest, None);
+    let (life, watched) = Life::start_watched(&store, "counted", guest, Script::default());
     same(life, &native);
     let mut random = Random::new();
     let (mut saved, mut early, mut late) = (0, 0, 0);
     for (call, moment) in points(watched.calls, &mut random) {
         let name = format!("{}-{call}-{moment:?}", guest.name()).to_lowercase();
-        let (mut life, seen) = Life::start_watched(&store, &name, guest, Some((call, moment)));
+        let (mut life, seen) =
+            Life::start_watched(&store, &name, guest, Script { fail: Some((call, moment)), then: None });
         match seen.status {
             SAVED => {
                 life.resume();
