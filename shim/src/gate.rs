@@ -178,6 +178,9 @@ fn socket(a: [u64; 6]) -> Result64 {
     if known {
         return raw(libc::SYS_socket, a);
     }
+    // What the kernel does not know either is its affair.
+    let made = raw(libc::SYS_socket, a)?;
+    let _ = zhuque_sys::fs::close(made as i32);
     let mut name = Text::of(b"socket of family ");
     name.number(u64::from(family as u32)).push(b", type ").number(u64::from(kind as u32));
     say_refused(libc::SYS_socket as u64, name.as_bytes(), b"it cannot be made again after a failure");

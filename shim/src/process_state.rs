@@ -66,8 +66,8 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
     };
     let cwd = cwd_room.get(..length).unwrap_or(&[]);
     let arguments = maps::read_whole(b"/proc/thread-self/cmdline", rest).map_err(failed(b"the arguments: "))?;
+    // From here on the save's own: the program's might take away the rights to what the save makes.
     let umask = fs::umask(0o77);
-    fs::umask(umask);
     // SAFETY: these options take no pointers.
     let get = |option: i32| unsafe { process::prctl(option, 0, 0, 0, 0) }.unwrap_or(0) as u64;
     let mut groups = [0u8; 4 * MAX_GROUPS];

@@ -21,9 +21,6 @@ pub fn serve(number: i64, a: [u64; 6]) -> Option<Result64> {
         libc::SYS_setrlimit => (0, a[0], a[1], 0),
         _ => (super::ids::real(a[0] as i32), a[1], a[2], a[3]),
     };
-    if number != libc::SYS_prlimit64 && new | old == 0 {
-        return Some(error(libc::EFAULT));
-    }
     let pid = control::life().pid;
     let ours = target == 0 || target as u32 == pid || super::ids::virtual_thread(target as u32).is_some();
     if ours && resource as u32 == libc::RLIMIT_FSIZE {
@@ -32,7 +29,10 @@ pub fn serve(number: i64, a: [u64; 6]) -> Option<Result64> {
         let translated = if number == libc::SYS_prlimit64 { target as u64 } else { a[0] };
         return Some(raw(number, [translated, a[1], a[2], a[3], 0, 0]));
     }
-    (ours && resource as u32 as u64 == NOFILE).then(|| descriptors(new, old))
+    (ours && resource as u32 as u64 == NOFILE).then(|| {
+        // Only prlimit(2) takes no address at all.
+        if number != libc::SYS_prlimit64 && new | old == 0 { error(libc::EFAULT) } else { descriptors(new, old) }
+    })
 }
 
 fn descriptors(new: u64, old: u64) -> Result64 {

@@ -19,6 +19,8 @@ use zhuque_model::maptree::{Attr, Full, MapTree, Mapping};
 use zhuque_sys::{Errno, fs, mm};
 
 const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
+/// PROT_READ, PROT_WRITE, PROT_EXEC and PROT_SEM, which means nothing.
+const PROT_ANY: u64 = 15;
 const PROT_GROWS: u64 = (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP) as u64;
 
 /// The address space, locked.
@@ -250,10 +252,19 @@ pub fn region(prot: u64, flags: u16) -> Attr {
 /// mprotect(2).
 fn mprotect(memory: &mut Memory, address: u64, bytes: u64, prot: u64) -> Result64 {
     let (grows, prot) = (prot & PROT_GROWS, prot & !PROT_GROWS);
-    if prot & !7 != 0 {
+    let misplaced = !address.is_multiple_of(PAGE);
+    if grows == PROT_GROWS {
         return error(libc::EINVAL);
     }
-    let (mut start, end) = range(address, bytes)?;
+    // The kernel looks at the protection last.
+    let (mut start, end) = range(address, bytes).map_err(|e| if misplaced { e } else { Errno(libc::ENOMEM) })?;
+    if start == end {
+        return Ok(0);
+    }
+    if prot & !PROT_ANY != 0 {
+        return error(libc::EINVAL);
+    }
+    let prot = prot & 7;
     if grows != 0 {
         // From the stack's lowest address on; no mapping of the program's grows upwards.
         // SAFETY: the lock is held.
@@ -335,13 +346,21 @@ fn copy_part(slice: usize, offset: u64, address: u64, bytes: u64) -> Result<(), 
 
 /// madvise(2).
 fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result64 {
-    let (start, end) = range(address, bytes)?;
-    if start == end {
-        return Ok(0);
-    }
+    let judged = || raw(libc::SYS_madvise, [address, bytes, advice as u64, 0, 0, 0]);
+    let (start, end) = match range(address, bytes) {
+        Ok((start, end)) if start < end => (start, end),
+        // Nothing is to be done; whether the advice is any is the kernel's to say.
+        Ok(_) => return judged(),
+        // Up to where nothing can be mapped.
+        Err(_) if address.is_multiple_of(PAGE) && address.checked_add(page_up(bytes)).is_some() => {
+            return error(libc::ENOMEM);
+        }
+        Err(e) => return Err(e),
+    };
     not_ours(memory, start, end)?;
     match advice {
-        libc::MADV_DONTNEED | libc::MADV_FREE | MADV_DONTNEED_LOCKED => return discard(memory, start, end),
+        MADV_WIPEONFORK | libc::MADV_FREE if !all_anonymous(memory, start, end) => return error(libc::EINVAL),
+        libc::MADV_DONTNEED | libc::MADV_FREE | MADV_DONTNEED_LOCKED => return discard(memory, start, end, advice),
         // The kernel's would take the content of private memory, which is what others see as a file.
         libc::MADV_REMOVE if any_private(memory, start, end) => return error(libc::EINVAL),
         libc::MADV_DONTFORK => return mark(memory, start, end, flag::DONTFORK, true),
@@ -352,8 +371,7 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
         102 | 103 => return error(libc::EINVAL),
         _ => {}
     }
-    let result = raw(libc::SYS_madvise, [address, bytes, advice as u64, 0, 0, 0]);
-    match (result, advice) {
+    match (judged(), advice) {
         // Shared memory knows less advice than private memory; none of these changes what a program reads.
         (Err(Errno(libc::EINVAL)), libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE | libc::MADV_MERGEABLE) => Ok(0),
         (result, _) => result,
@@ -364,6 +382,14 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
 fn any_private(memory: &Memory, start: u64, end: u64) -> bool {
     let private = |run: &Mapping| run.attr.kind == Kind::Region && run.attr.flags & flag::SHARED == 0;
     memory.tree.range(start, end).any(|run| private(&run))
+}
+
+/// Whether the program believes everything in the range to be private memory without a file.
+fn all_anonymous(memory: &Memory, start: u64, end: u64) -> bool {
+    memory.tree.range(start, end).all(|run| match run.attr.kind {
+        Kind::Region => run.attr.flags & (flag::SHARED | flag::FROM_FILE) == 0,
+        kind => kind == Kind::Reserve,
+    })
 }
 
 /// process_madvise(2). Advice that discards is refused, as by kernels before 6.13: its ranges would have to be served one
@@ -381,7 +407,9 @@ const MADV_DONTNEED_LOCKED: i32 = 24;
 const MADV_COLLAPSE: i32 = 25;
 
 /// MADV_DONTNEED: region memory reads zero afterwards; mappings of files go back to the file's content.
-fn discard(memory: &mut Memory, start: u64, end: u64) -> Result64 {
+fn discard(memory: &mut Memory, start: u64, end: u64, advice: i32) -> Result64 {
+    // Shared memory knows no MADV_FREE.
+    let advice = if advice == libc::MADV_FREE { libc::MADV_DONTNEED } else { advice };
     let mut at = start;
     let mut hole = false;
     while let Some(run) = memory.tree.at_or_after(at).filter(|run| run.start < end) {
@@ -390,10 +418,15 @@ fn discard(memory: &mut Memory, start: u64, end: u64) -> Result64 {
         match run.attr.kind {
             // What was copied from a file keeps its content: going back to the file's would need the file.
             Kind::Region if run.attr.flags & (flag::FROM_FILE | flag::SHARED) != 0 => {}
-            Kind::Region => punch(memory, a, b)?,
+            Kind::Region => {
+                // The kernel judges first: what is locked cannot be discarded.
+                // SAFETY: the program's own memory and wish; the content is still in the file.
+                unsafe { mm::madvise(a, b - a, advice) }?;
+                punch(memory, a, b)?;
+            }
             Kind::FilePrivate if run.attr.flags & flag::PATCHED != 0 => {}
             // SAFETY: the program's own memory and wish.
-            _ => unsafe { mm::madvise(a, b - a, libc::MADV_DONTNEED) }?,
+            _ => unsafe { mm::madvise(a, b - a, advice) }?,
         }
         at = run.end;
     }
@@ -406,5 +439,12 @@ fn mark(memory: &mut Memory, start: u64, end: u64, bits: u16, on: bool) -> Resul
         .tree
         .update(start, end, |attr| attr.flags = if on { attr.flags | bits } else { attr.flags & !bits })
         .map_err(full)?;
-    Ok(0)
+    let mut at = start;
+    for run in memory.tree.range(start, end).filter(|run| run.attr.kind != Kind::Headroom) {
+        if run.start > at {
+            break;
+        }
+        at = run.end;
+    }
+    if at < end { error(libc::ENOMEM) } else { Ok(0) }
 }

@@ -39,12 +39,24 @@ struct Request {
 pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     let [address, bytes, prot, flags, fd, offset] = a;
     let kind = flags & MAP_TYPE;
-    if bytes == 0 || !offset.is_multiple_of(PAGE) || !matches!(kind, MAP_SHARED | MAP_PRIVATE | MAP_SHARED_VALIDATE) {
+    // In the kernel's order.
+    if offset.is_multiple_of(PAGE) && flags & MAP_ANONYMOUS == 0 {
+        let flags = fs::fcntl(fd as i32, libc::F_GETFL, 0)?;
+        if flags & libc::O_PATH as u64 != 0 {
+            return error(libc::EBADF);
+        }
+    }
+    if bytes == 0 || !offset.is_multiple_of(PAGE) {
         return error(libc::EINVAL);
     }
     let bytes = page_up(bytes);
     if bytes > TASK_SIZE || (flags & MAP_ANONYMOUS != 0 && flags & MAP_HUGETLB != 0) {
         return error(libc::ENOMEM);
+    }
+    match kind {
+        MAP_SHARED | MAP_PRIVATE => {}
+        MAP_SHARED_VALIDATE if flags & MAP_ANONYMOUS == 0 => {}
+        _ => return error(libc::EINVAL),
     }
     if memory.tree.spare() < 3 {
         return error(libc::ENOMEM);
@@ -52,7 +64,7 @@ pub fn mmap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     let request = Request { bytes, prot: prot & 7, flags, fd: fd as i32, offset };
     let place = choose(memory, address, &request)?;
     let end = place + bytes;
-    let fixed = if flags & MAP_FIXED != 0 {
+    let fixed = if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == MAP_FIXED {
         not_ours(memory, place, end)?;
         not_with_children(memory, place, end)?;
         crate::entry::patch::library_unmapped(memory, place, end);
@@ -93,7 +105,7 @@ fn choose(memory: &Memory, address: u64, request: &Request) -> Result<u64, Errno
         if address < LOWEST {
             return error(libc::EPERM);
         }
-        if request.flags & MAP_FIXED == 0 && !memory.tree.is_free(address, end) {
+        if request.flags & MAP_FIXED_NOREPLACE != 0 && !memory.tree.is_free(address, end) {
             return error(libc::EEXIST);
         }
         return Ok(address);
@@ -145,6 +157,7 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
         if stat.st_rdev == 0x105 {
             return map_anonymous(memory, place, request, fixed);
         }
+        try_file(request)?;
         crate::gate::say_refused(libc::SYS_mmap as u64, b"mmap of a device", b"its memory cannot be kept");
         return error(libc::ENODEV);
     }

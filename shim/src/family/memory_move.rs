@@ -4,7 +4,7 @@
 use super::content::extents;
 use super::memory::{Memory, fresh_slices, full, not_ours, range, slice_fd, unmap};
 use crate::gate::{Result64, error};
-use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
+use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, slice_of};
 use zhuque_abi::maps::Kind;
 use zhuque_model::maptree::Mapping;
 use zhuque_sys::{Errno, mm};
@@ -18,7 +18,9 @@ const LOWEST: u64 = 0x1_0000;
 /// mremap(2).
 pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     let [old, old_bytes, new_bytes, flags, wanted, _] = a;
-    let (old_bytes, new_bytes) = (page_up(old_bytes), page_up(new_bytes));
+    // As the kernel rounds: the largest sizes come to 0.
+    let pages = |bytes: u64| bytes.wrapping_add(PAGE - 1) & !(PAGE - 1);
+    let (old_bytes, new_bytes) = (pages(old_bytes), pages(new_bytes));
     let may_move = flags & MREMAP_MAYMOVE != 0;
     let fixed = flags & MREMAP_FIXED != 0;
     let keep = flags & MREMAP_DONTUNMAP != 0;
@@ -28,37 +30,48 @@ pub fn mremap(memory: &mut Memory, a: [u64; 6]) -> Result64 {
     if keep && old_bytes != new_bytes {
         return error(libc::EINVAL);
     }
+    if fixed || keep {
+        // Also where it is a mere hint.
+        let (target, target_end) = range(wanted, new_bytes)?;
+        if target < old.saturating_add(old_bytes) && old < target_end {
+            return error(libc::EINVAL);
+        }
+    }
+    let run = memory.tree.find(old).ok_or(Errno(libc::EFAULT))?;
     let (start, end) = range(old, old_bytes)?;
-    let run = memory.tree.find(start).ok_or(Errno(libc::EFAULT))?;
     not_ours(memory, start, end.max(start + 1))?;
     if old_bytes == 0 {
         // A second mapping of the same shared memory; only for mappings of files that are shared.
         return error(libc::EINVAL);
     }
-    if run.end < end {
+    if new_bytes <= old_bytes && !fixed && !keep {
+        // Whatever lies there behind the new end.
+        if new_bytes < old_bytes {
+            not_ours(memory, start, end)?;
+            unmap(memory, start + new_bytes, end)?;
+        }
+        return Ok(start);
+    }
+    // What a smaller target has no room for may be anything.
+    let moved = if fixed { end.min(start + new_bytes) } else { end };
+    if run.end < moved {
         return error(libc::EFAULT);
     }
-    let run = run.part(start, end).ok_or(Errno(libc::EFAULT))?;
+    let run = run.part(start, moved).ok_or(Errno(libc::EFAULT))?;
     if memory.tree.spare() < 6 {
         return error(libc::ENOMEM);
     }
     if fixed {
         let (target, target_end) = range(wanted, new_bytes)?;
-        if target < end && start < target_end {
-            return error(libc::EINVAL);
-        }
         not_ours(memory, target, target_end)?;
         super::memory_map::not_with_children(memory, target, target_end)?;
         // Its content would be copied, and the children left behind.
         super::memory_map::not_with_children(memory, start, end)?;
         unmap(memory, target, target_end)?;
-        return relocate(memory, run, target, new_bytes, keep);
-    }
-    if new_bytes <= old_bytes && !keep {
-        if new_bytes < old_bytes {
-            unmap(memory, start + new_bytes, end)?;
+        if moved < end {
+            unmap(memory, moved, end)?;
         }
-        return Ok(start);
+        return relocate(memory, run, target, new_bytes, keep);
     }
     if !keep && grow(memory, run, start + new_bytes)? {
         return Ok(start);

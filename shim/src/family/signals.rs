@@ -314,6 +314,9 @@ pub fn rt_sigaction(slot: &Slot, signal: u64, new: u64, old: u64, size: u64) -> 
         return error(libc::EINVAL);
     }
     let number = signal as u32;
+    // The kernel reads it before it looks at the number.
+    // SAFETY: any bit pattern is a valid action.
+    let wanted: Option<Action> = if new == 0 { None } else { Some(unsafe { user::read(new) }?) };
     if !(1..=64).contains(&number) || (new != 0 && (number == SIGKILL || number == SIGSTOP)) {
         return error(libc::EINVAL);
     }
@@ -322,9 +325,7 @@ pub fn rt_sigaction(slot: &Slot, signal: u64, new: u64, old: u64, size: u64) -> 
     }
     let lock = control::Lock::state();
     let previous = action(number);
-    if new != 0 {
-        // SAFETY: any bit pattern is a valid action.
-        let mut value: Action = unsafe { user::read(new) }?;
+    if let Some(mut value) = wanted {
         value.mask &= !(bit(SIGKILL) | bit(SIGSTOP));
         store_action(number, value);
         if let Err(e) = apply(number, &value) {
@@ -475,6 +476,7 @@ pub fn filtered_mask(slot: &mut Slot, address: u64, scratch: usize) -> Result64 
 /// signalfd(2) and signalfd4(2): never ours.
 pub fn signalfd(slot: &mut Slot, number: i64, arguments: [u64; 6]) -> Result64 {
     let [fd, mask, size, flags, ..] = arguments;
-    let filtered = filtered_mask(slot, mask, 0)?;
+    // The kernel looks at the size first.
+    let filtered = if size == 8 { filtered_mask(slot, mask, 0)? } else { mask };
     crate::gate::raw(number, [fd, filtered, size, flags, 0, 0])
 }
