@@ -143,7 +143,7 @@ static const struct call {
     {"timerfd_gettime", SYS_timerfd_gettime, BOTH, {FD, OUT}},
     {"signalfd4", SYS_signalfd4, NUMBER, {FD, IN, EIGHT, FLAGS}},
     {"inotify_init1", SYS_inotify_init1, NUMBER, {FLAGS}},
-    {"memfd_create", SYS_memfd_create, NUMBER, {PATH, FLAGS}},
+    {"memfd_create", SYS_memfd_create, NUMBER, {PATH, NONE}},
     {"getrandom", SYS_getrandom, NUMBER, {OUT, SIZE, FLAGS}},
     {"membarrier", SYS_membarrier, NUMBER, {SMALL, ZERO}},
     {"kill", SYS_kill, NUMBER, {NOTHING, NONE}},
@@ -206,7 +206,8 @@ static uint64_t argument_of(enum kind kind) {
     case SIGNAL: return below(6) ? 1 + below(66) : ONE_OF(0, -1ull, 1000);
     case EIGHT: return below(10) ? 8 : below(20);
     case ZERO: return below(12) ? 0 : memory(1);
-    case WHENCE: return below(7);
+    /* Not where holes are: reading may fill them. */
+    case WHENCE: return ONE_OF(0, 1, 2, 5, 6, -1ull);
     case FCNTL: return ONE_OF(1, 2, 3, 1030, 1032, 4, 9, 1033, 1034, 5000, 11, 0, 1025);
     case LEVEL: return ONE_OF(1, 0, 6, 17, 41, 300);
     case OPTION: return below(60);
@@ -215,7 +216,8 @@ static uint64_t argument_of(enum kind kind) {
     case RESOURCE: return below(18);
     case OFFSET: return below(6) ? below(3) * PAGE + below(2) * 100 : ONE_OF(-1ull, 1ull << 62, 1ull << 33);
     case DIRECTORY: return below(4) ? (uint64_t)AT_FDCWD : 3 + below(20);
-    case OPEN: return ONE_OF(0, 1, 2, O_CREAT | 2, O_CREAT | O_EXCL | 1, O_DIRECTORY, O_PATH, O_TRUNC | 2, O_APPEND | 1);
+    case OPEN:
+        return ONE_OF(0, 1, 2, O_CREAT | 2, O_CREAT | O_EXCL | 1, O_DIRECTORY, O_PATH, O_TRUNC | 2, O_APPEND | 1);
     case REMAP: return ONE_OF(0, 1, 1, 1, 3, 4, 5, 7, 8);
     }
     return 0;
@@ -237,7 +239,9 @@ static int harmful(const struct call *call, const uint64_t *a) {
     if (number == SYS_prctl && (a[0] == 0 || a[0] == PR_SET_PDEATHSIG || a[0] == PR_SET_DUMPABLE)) return 1;
     if (number == SYS_fcntl && (a[1] == F_SETFL)) return 1;
     /* Large files, and what depends on the free memory. */
-    if ((number == SYS_ftruncate || number == SYS_truncate || number == SYS_fallocate)) return (int64_t)a[1] > 1 << 20 || (int64_t)a[2] > 1 << 20 || (int64_t)a[3] > 1 << 20;
+    if (number == SYS_ftruncate || number == SYS_truncate || number == SYS_fallocate)
+        return (int64_t)a[1] > 1 << 20 || (int64_t)a[2] > 1 << 20 || (int64_t)a[3] > 1 << 20;
+    if (number == SYS_sendfile && a[3] > 1 << 16) return 1;
     if (number == SYS_pwrite64 && (int64_t)a[3] > 1 << 20) return 1;
     /* MAP_DROPPABLE is refused. */
     if (number == SYS_mmap && (a[3] & 15) > 3) return 1;
@@ -245,12 +249,12 @@ static int harmful(const struct call *call, const uint64_t *a) {
     if (number == SYS_mmap && !(a[3] & MAP_ANONYMOUS) && a[1] == -1ull) return 1;
     if (number == SYS_sigaltstack && a[0] != 0) return 1;
     if (number == SYS_ioctl && (a[1] & 0xff00) == 0x5400) return 1;
-    if (number == SYS_madvise && (a[2] == 14 || a[2] == 15 || a[2] >= 100 || a[2] == 20 || a[2] == 21 || a[2] == 25)) return 1;
+    if (number == SYS_madvise && (a[2] == 14 || a[2] == 15 || a[2] >= 100 || (a[2] >= 20 && a[2] != 24))) return 1;
     if (number == SYS_madvise && a[1] > 1ull << 40 && a[1] < 1ull << 63) return 1;
     /* Advice that splits the kernel's mappings, which shows only in that mremap will not move two at once. */
     if (number == SYS_madvise && (a[2] == 1 || a[2] == 2 || a[2] == 16 || a[2] == 17)) return 1;
-    /* Growing and moving depend on which mappings the kernel has merged, and newer ones (6.17) move several at once; what
-     * moves to where the system likes is seen by what follows. */
+    /* Growing and moving depend on which mappings the kernel has merged, and newer ones (6.17) move several at once;
+     * what moves to where the system likes is seen by what follows. */
     if (number == SYS_mremap && (a[1] == 0 || a[1] > 1ull << 40)) return 1;
     if (number == SYS_mremap) return a[3] & 2 ? a[1] > PAGE : a[2] + PAGE - 1 > a[1] || (a[3] & 4);
     if (number == SYS_munmap || number == SYS_mprotect || number == SYS_mremap || number == SYS_mmap)
@@ -327,7 +331,7 @@ int main(int count, char **values) {
             printf(" %s%#lx", base, (unsigned long)value);
         }
         if (error) printf(" = error %d", error);
-        else if (call->compared & ADDRESS) printf(" = %s", (uint64_t)result - (uint64_t)arena < ARENA ? "in the arena" : "elsewhere");
+        else if (call->compared & ADDRESS) printf(" = %d in the arena", (uint64_t)result - (uint64_t)arena < ARENA);
         else if (call->compared & NUMBER) printf(" = %ld", result);
         if (call->compared & MEMORY) printf(" %016lx", (unsigned long)digest(buffer, BUFFER));
         printf("\n");
