@@ -57,6 +57,13 @@ static void check(void) {
     CHECK(!denied || prctl(PR_GET_MDWE, 0, 0, 0, 0) == 1);
     CHECK(getcwd(path, sizeof path) == NULL && errno == ENOENT);
     CHECK(stat(".", &file) == 0 && S_ISDIR(file.st_mode) && file.st_nlink == 0);
+    /* A child of it has a copy of everything, code included. */
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) _exit(7);
+    int status;
+    while (waitpid(child, &status, 0) != child) CHECK(errno == EINTR);
+    CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 7) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGPWR));
     CHECK(open("new", O_CREAT | O_WRONLY, 0600) == -1 && errno == ENOENT);
 }
 

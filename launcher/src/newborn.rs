@@ -8,11 +8,12 @@
 //! Neighbours: `resume` decides, `inject` takes the process over at the end of its exec.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -21,7 +22,6 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use zhuque_abi::layout::{ENV_RESUMING, SHIM_FILE};
 use zhuque_restore::numbers::Numbers;
-use zhuque_restore::plan::FileToOpen;
 use zhuque_restore::validate::Saved;
 
 /// Helpers in front of the mapped files: status socket, memfd, stdin, stdout, stderr.
@@ -97,11 +97,11 @@ pub struct Newborn {
 
 impl Newborn {
     /// Decides everything. `numbers` are above every descriptor of `sources`.
-    /// `libraries` are the files that the program had mapped.
+    /// `libraries` are the files that the program executed code from, but for itself.
     pub fn new(
         saved: &Saved<'_>,
         sources: &Sources<'_>,
-        libraries: &[FileToOpen<'_>],
+        libraries: &[&Path],
         numbers: &Numbers,
     ) -> anyhow::Result<Newborn> {
         let region = numbers.region_descriptors();
@@ -143,7 +143,7 @@ impl Newborn {
         // By descriptor: ld.so splits the list at colons and spaces, which the region's path may have.
         let preload = format!("LD_PRELOAD=/proc/self/fd/{}/{SHIM_FILE}", region.directory);
         let mut environment = vec![CString::new(preload)?, CString::new(format!("{ENV_RESUMING}={}", status + 1))?];
-        environment.push(CString::new([b"LD_LIBRARY_PATH=", directories(libraries).as_slice()].concat())?);
+        environment.push(CString::new([b"LD_LIBRARY_PATH=", library_path(libraries).as_slice()].concat())?);
         Ok(Newborn {
             moves,
             close,
@@ -259,16 +259,25 @@ impl Newborn {
     }
 }
 
-/// The directories of files as ld.so's list, so that it finds the program's libraries as it found them before. Which of
-/// them it takes does not matter: the stub unmaps them.
-fn directories(files: &[FileToOpen<'_>]) -> Vec<u8> {
+/// ld.so's list for where it has to find the program's libraries again: the directories that they were mapped from, if
+/// nobody but root or the user can put something there, and then what the user's own environment says.
+fn library_path(libraries: &[&Path]) -> Vec<u8> {
+    let own = nix::unistd::geteuid().as_raw();
+    let trusted = |directory: &Path| {
+        let plain = !directory.as_os_str().as_bytes().iter().any(|byte| b":;$".contains(byte));
+        let safe = |data: std::fs::Metadata| data.mode() & 0o022 == 0 && [0, own].contains(&data.uid());
+        plain && directory.is_absolute() && std::fs::metadata(directory).is_ok_and(safe)
+    };
     let mut found: Vec<&[u8]> = Vec::new();
-    for file in files {
-        let directory = Path::new(OsStr::from_bytes(file.path)).parent().map_or(&b""[..], |d| d.as_os_str().as_bytes());
-        let is_plain = !directory.iter().any(|byte| b":;$".contains(byte)) && !directory.is_empty();
-        if is_plain && !found.contains(&directory) {
+    for directory in libraries.iter().filter_map(|path| path.parent()).filter(|directory| trusted(directory)) {
+        let directory = directory.as_os_str().as_bytes();
+        if !found.contains(&directory) {
             found.push(directory);
         }
+    }
+    let theirs = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    if !theirs.is_empty() {
+        found.push(theirs.as_bytes());
     }
     found.join(&b':')
 }

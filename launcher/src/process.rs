@@ -19,6 +19,8 @@ pub struct Program {
     /// Its process id.
     pub pid: u32,
     handle: OwnedFd,
+    /// Device and inode of the file by which it was found.
+    region: [u64; 2],
 }
 
 impl Program {
@@ -30,7 +32,7 @@ impl Program {
         }
         // The handle comes first: what is found out after it is found out about this process.
         let handle = sys::pidfd_open(pid).ok()?;
-        let program = Program { pid, handle };
+        let program = Program { pid, handle, region: [device, inode] };
         // A process that is not dumpable shows its descriptors to root only; its launcher's can be seen.
         let unseen = fs::read_dir(format!("/proc/{pid}/fd")).is_err_and(|e| e.kind() == ErrorKind::PermissionDenied);
         let held = holds(pid, device, inode) || unseen && parent(pid).is_some_and(|pid| holds(pid, device, inode));
@@ -39,9 +41,9 @@ impl Program {
 
     /// Lets it go on if it was stopped, and its launcher, which Ctrl-Z stops as well.
     pub fn wake(&self) {
-        if wake(self.pid) {
-            parent(self.pid).map(wake);
-        }
+        wake(self.pid);
+        let [device, inode] = self.region;
+        parent(self.pid).filter(|&parent| holds(parent, device, inode)).map(wake);
     }
 
     /// Whether it has ended.
@@ -123,7 +125,9 @@ fn parent(pid: u32) -> Option<u32> {
 /// Lets a process go on that was stopped (SIGSTOP, Ctrl-Z): what is stopped takes no SIGPWR. Whether it was.
 pub fn wake(pid: u32) -> bool {
     let threads = numbers(&format!("/proc/{pid}/task")).map(|thread| format!("/proc/{pid}/task/{thread}/stat"));
-    let stopped = { threads }.filter_map(|path| stat_fields(&path)).any(|(state, _)| state == 'T');
+    let is_stopped = |path: String| stat_fields(&path).is_some_and(|(state, _)| state == 'T');
+    // They stop all together; a main thread that has ended does not show it.
+    let stopped = is_stopped(format!("/proc/{pid}/stat")) || main_thread_ended(pid) && { threads }.any(is_stopped);
     stopped && sys::tgkill(pid, pid, libc::SIGCONT).is_ok()
 }
 

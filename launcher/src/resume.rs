@@ -12,6 +12,7 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
+use std::mem::offset_of;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -25,11 +26,12 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, raise};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+use zhuque_abi::header::{Header, Phase};
 use zhuque_abi::layout::{CONTROL_FILE, SLICE_PREFIX};
 use zhuque_abi::life::{RESUME_MAGIC, RegionDescriptors, ResumeArgs, Vdso, stage};
 use zhuque_restore::cpu::Machine;
 use zhuque_restore::numbers::Numbers;
-use zhuque_restore::plan::{FileToOpen, Plan};
+use zhuque_restore::plan::{FileToOpen, Plan, Source, Step};
 use zhuque_restore::stub_image::StubImage;
 use zhuque_restore::validate::Saved;
 
@@ -127,7 +129,7 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
     let numbers = choose_numbers(&saved, &sources)?;
     let region = numbers.region_descriptors();
     let steps = plan.bind(&region, numbers.helpers + FIXED_HELPERS as i32);
-    let newborn = Newborn::new(&saved, &sources, &plan.files, &numbers)?;
+    let newborn = Newborn::new(&saved, &sources, &libraries(&plan, &saved), &numbers)?;
     let planned = Instant::now();
 
     let doomed = Doomed(newborn.fork()?);
@@ -151,6 +153,10 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
     let injected = Instant::now();
     match last_words(&reader, "the new process died on the way").as_str() {
         "ok" => doomed.reaped(),
+        // The phase changes with the commit (the mapping shows the file as it is).
+        _ if bytes[offset_of!(Header, phase)..].first() != Some(&(Phase::Saved as u8)) => {
+            bail!("it has ended right after it was resumed; zhuque ls shows what is left")
+        }
         words => bail!("{words}; nothing has changed: mend that, and resume again"),
     }
     let timing = Timing {
@@ -160,6 +166,16 @@ fn attempt(request: &Request<'_>) -> anyhow::Result<Resumed> {
         rebuild: injected.elapsed(),
     };
     Ok(Resumed { pid, threads: saved.threads, timing })
+}
+
+/// The files that the program executed code from, but for itself.
+fn libraries<'a>(plan: &Plan<'a>, saved: &Saved<'a>) -> Vec<&'a Path> {
+    let path = |step: &Step| match step.source {
+        Source::File(index) if step.prot & libc::PROT_EXEC != 0 => plan.files.get(index).map(|file| file.path),
+        _ => None,
+    };
+    let others = plan.steps.iter().filter_map(path).filter(|path| *path != saved.process.exe);
+    others.map(|path| Path::new(OsStr::from_bytes(path))).collect()
 }
 
 /// Everything of [`ResumeArgs`] that does not depend on the new process.

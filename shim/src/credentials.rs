@@ -1,7 +1,7 @@
 //! Credentials: user and group ids and capabilities, written down by a save, taken again by a resume.
 //!
-//! A resume may give up privileges, and takes back none that the program had given up. They are the leader's of the save:
-//! threads with others of their own (capset(2) in one of them) are not told apart.
+//! A resume gives up what the program had given up, as far as it may: who has no CAP_SETPCAP keeps the bounding set that it
+//! has. They are the leader's of the save: threads with others of their own (capset(2) in one of them) are not told apart.
 //! Neighbours: `process_state`, which writes the record, and `revive`.
 #![allow(unsafe_code)]
 
@@ -45,7 +45,7 @@ pub fn capabilities() -> Capabilities {
         core::ptr::read_volatile(&raw mut words)
     };
     let both = |low: usize| u64::from(words[low]) | u64::from(words[low + 3]) << 32;
-    let set = |asked: &dyn Fn(usize) -> Result<usize, Errno>| {
+    let bits = |asked: &dyn Fn(usize) -> Result<usize, Errno>| {
         (0..64).filter(|&bit| asked(bit) == Ok(1)).fold(0, |set: u64, bit| set | 1 << bit)
     };
     // SAFETY: these options take no pointers.
@@ -54,8 +54,8 @@ pub fn capabilities() -> Capabilities {
             effective: both(0),
             permitted: both(1),
             inheritable: both(2),
-            bounding: set(&|bit| process::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0)),
-            ambient: set(&|bit| process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_IS_SET, bit, 0, 0)),
+            bounding: bits(&|bit| process::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0)),
+            ambient: bits(&|bit| process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_IS_SET, bit, 0, 0)),
             securebits: process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0).unwrap_or(0) as u32,
         }
     }
@@ -77,7 +77,6 @@ pub fn revive(wanted: &Process<'_>, force: bool) -> Result<(), Failure> {
     // A change of user would take them all.
     // SAFETY: takes no pointers.
     let _ = unsafe { process::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) };
-    drop_bounding(before.bounding & !wanted.capabilities.bounding);
     revive_ids(wanted, same_groups).map_err(|error| {
         let failure = Failure::new(b"cannot take the program's user and group ids again (user ");
         failure.number(wanted.ids[1].into()).text(b"): ").errno(error)
@@ -91,7 +90,6 @@ pub fn revive(wanted: &Process<'_>, force: bool) -> Result<(), Failure> {
                 permitted: both(wanted.capabilities.permitted, now.permitted),
                 inheritable: both(wanted.capabilities.inheritable, now.inheritable),
                 ambient: 0,
-                securebits: now.securebits,
                 ..wanted.capabilities
             };
             set_capabilities(&fewer).map_err(|error| Failure::new(b"capabilities: ").errno(error))
@@ -120,33 +118,33 @@ fn revive_ids(wanted: &Process<'_>, same_groups: bool) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Takes capabilities out of the bounding set. Who may not do that has none to lose.
-fn drop_bounding(set: u64) {
-    for bit in (0..64).filter(|bit| set & 1 << bit != 0) {
-        // SAFETY: takes no pointers.
-        let _ = unsafe { process::prctl(libc::PR_CAPBSET_DROP, bit, 0, 0, 0) };
-    }
-}
-
-/// Sets all but the bounding set. The secure bits first, since they need a capability; with them goes PR_SET_KEEPCAPS.
+/// Sets them all. With every permitted one effective first, since the steps need some of them; the bounding set behind
+/// what it bounds, and at the end those that are left to the program.
 fn set_capabilities(wanted: &Capabilities) -> Result<(), Errno> {
-    // SAFETY: capset reads six words; the options take no pointers.
+    let now = capabilities();
+    set([now.permitted, now.permitted, wanted.inheritable])?;
+    // SAFETY: the options take no pointers.
     unsafe {
-        if process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) != Ok(wanted.securebits as usize) {
-            let keep = wanted.securebits & libc::SECBIT_KEEP_CAPS as u32 != 0;
-            process::prctl(libc::PR_SET_KEEPCAPS, usize::from(keep), 0, 0, 0)?;
-            if process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) != Ok(wanted.securebits as usize) {
-                process::prctl(libc::PR_SET_SECUREBITS, wanted.securebits as usize, 0, 0, 0)?;
-            }
-        }
-        let sets = [wanted.effective, wanted.permitted, wanted.inheritable];
-        let words: [u32; 6] = core::array::from_fn(|at| (sets[at % 3] >> (at / 3 * 32)) as u32);
-        let arguments = [CAPABILITY_HEADER.as_ptr() as usize, words.as_ptr() as usize, 0, 0, 0, 0];
-        process::other(libc::SYS_capset, arguments)?;
         let _ = process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_CLEAR, 0, 0, 0);
         for bit in (0..64).filter(|bit| wanted.ambient & 1 << bit != 0) {
             process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_RAISE, bit, 0, 0)?;
         }
+        let keep = wanted.securebits & libc::SECBIT_KEEP_CAPS as u32 != 0;
+        process::prctl(libc::PR_SET_KEEPCAPS, usize::from(keep), 0, 0, 0)?;
+        if process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) != Ok(wanted.securebits as usize) {
+            process::prctl(libc::PR_SET_SECUREBITS, wanted.securebits as usize, 0, 0, 0)?;
+        }
+        for bit in (0..64).filter(|bit| now.bounding & !wanted.bounding & 1 << bit != 0) {
+            let _ = process::prctl(libc::PR_CAPBSET_DROP, bit, 0, 0, 0);
+        }
     }
-    Ok(())
+    set([wanted.effective, wanted.permitted, wanted.inheritable])
+}
+
+/// capset(2): effective, permitted, inheritable.
+fn set(sets: [u64; 3]) -> Result<(), Errno> {
+    let words: [u32; 6] = core::array::from_fn(|at| (sets[at % 3] >> (at / 3 * 32)) as u32);
+    let arguments = [CAPABILITY_HEADER.as_ptr() as usize, words.as_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: reads the header and six words.
+    unsafe { process::other(libc::SYS_capset, arguments) }.map(|_| ())
 }

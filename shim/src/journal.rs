@@ -25,7 +25,7 @@ static LOCK: AtomicU32 = AtomicU32::new(0);
 fn more() -> Result<(), Errno> {
     let room = ROOM.load(Ordering::Relaxed);
     match fs::allocate(control::life().descriptors.control, JOURNAL_OFFSET + room, PIECE) {
-        Err(Errno(libc::ENOSPC)) => Err(Errno(libc::ENOSPC)),
+        Err(Errno(full @ (libc::ENOSPC | libc::EDQUOT | libc::ENOMEM))) => Err(Errno(full)),
         _ => {
             ROOM.store(room + PIECE, Ordering::Relaxed);
             Ok(())
@@ -37,6 +37,13 @@ fn more() -> Result<(), Errno> {
 pub fn reserve() -> Result<(), Errno> {
     ROOM.store(0, Ordering::Relaxed);
     more()
+}
+
+/// Before the control file is closed, since descriptors are scarce: room for many of them.
+pub fn reserve_more() {
+    for _ in 0..4 {
+        let _ = more();
+    }
 }
 
 /// The journal being written.

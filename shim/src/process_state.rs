@@ -296,6 +296,16 @@ pub fn revive_protection(wanted: &Process<'_>) {
     }
 }
 
+/// Raises a hard limit to what the program had, before its capabilities are taken.
+pub fn raise_limit(resource: u32, wanted: u64) {
+    if let Ok([soft, hard]) = process::limit(resource, None)
+        && hard < wanted
+        && resource != libc::RLIMIT_NOFILE
+    {
+        let _ = process::limit(resource, Some([soft, wanted]));
+    }
+}
+
 /// Sets a resource limit again; the one for descriptors comes last, after they are all there.
 pub fn revive_limit(resource: u32, soft: u64, hard: u64) {
     if resource == libc::RLIMIT_NOFILE {

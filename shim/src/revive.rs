@@ -125,10 +125,17 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
         saved_realtime_ns,
     })?;
     for record in Records::new(journal()).flatten() {
+        // While there may be the right to it.
+        if let Record::Limit { resource, hard, .. } = record {
+            process_state::raise_limit(resource, hard);
+        }
+    }
+    for record in Records::new(journal()).flatten() {
         if let Record::Process(process_record) = record {
             credentials::revive(&process_record, args.force != 0)?;
         }
     }
+    stay_with_launcher();
     reach(args, stage::DESCRIPTORS);
     let threads = start_threads()?;
     while control::life().waiting.load(Ordering::Acquire) < threads {
@@ -158,6 +165,15 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
     // SAFETY: takes no pointers.
     let _ = unsafe { process::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0) };
     Ok(())
+}
+
+/// A change of credentials takes back that this process ends with its launcher; that still holds until the commit.
+fn stay_with_launcher() {
+    // SAFETY: takes no pointers.
+    let _ = unsafe { process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize, 0, 0, 0) };
+    if process::parent() != control::life().parent {
+        process::exit_group(crate::die::STATUS);
+    }
 }
 
 /// Lets the program's clocks go on from where they stood: before timers are armed again (see `save::lead`).

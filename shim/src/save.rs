@@ -207,15 +207,14 @@ extern "C" fn lead(slot: u64) {
     }
     collect_signals(life, leader);
     let stopped = time::now(libc::CLOCK_MONOTONIC) as u64;
-    // The clocks stop before what remains of timers is read, and go on before timers are armed again: a timer may then
-    // be late by the program's clocks, never early.
-    let clocks = clocks::still();
     let mut journal = Journal::open();
     if let Err(failure) = describe(&mut journal, descriptors.limit) {
         let reason = if journal.full { Reason::Journal } else { Reason::Unsupported };
         unsaved(reason, failure.message());
     }
-    commit(life, stopped, clocks, &journal)
+    // The program's clocks stop when it has been read what remains of its timers, and go on before those are armed again:
+    // a timer may then be late by these clocks, never early.
+    commit(life, stopped, clocks::still(), &journal)
 }
 
 /// Calls every thread until all of them stand still; `None` when time is up. What the save may open is known then.
@@ -379,6 +378,7 @@ fn make_room(life: &Life) -> Room {
     let _ = process::limit(libc::RLIMIT_NOFILE, Some([raised, hard]));
     let scarce = raised - soft.min(raised) < ENOUGH;
     if scarce {
+        crate::journal::reserve_more();
         let _ = fs::close(life.descriptors.control);
     }
     Room { limit, scarce }

@@ -62,6 +62,8 @@ pub struct Watched {
     pub calls: u64,
     /// The number of the call at which the power failed, if it did.
     pub failed_at: Option<u64>,
+    /// Which system call that was.
+    pub failed_in: i64,
     /// Whether the blow that follows was struck.
     pub struck: bool,
     /// Calls ended since the failure, or the exec.
@@ -254,7 +256,9 @@ impl Tracer {
                         registers.rax = number;
                         registers.rip -= 2;
                         ptrace::setregs(pid, registers)?;
-                        self.fail(pid)
+                        self.fail(pid)?;
+                        self.seen.failed_in = number as i64;
+                        Ok(())
                     }
                 }
             }
@@ -285,6 +289,7 @@ impl Tracer {
 
     /// The power fails: this thread is the first to hear of it.
     fn fail(&mut self, pid: Pid) -> nix::Result<()> {
+        self.seen.failed_in = ptrace::getregs(pid)?.orig_rax as i64;
         self.seen.failed_at = self.script.fail.map(|(call, _)| call);
         // This thread may be ending; then the others hear of it.
         if let Some(program) = self.program {

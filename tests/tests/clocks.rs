@@ -25,3 +25,9 @@ fn an_outage_is_not_counted() {
         life.wrong("the clocks are wrong");
     }
 }
+
+/// A save looks at many descriptors between the program's last instruction and its timers.
+#[test]
+fn timers_never_expire_early() {
+    check_lives(&Guest::c("timers"), 4);
+}

@@ -119,7 +119,7 @@ fn a_blow_inside_a_resume() {
         let seen = life.resume_watched(Script { fail: None, then: Some(then) });
         let region = store.find(&name);
         match (region.as_ref().map(|region| region.state.as_str()), signal) {
-            (Some("saved"), Signal::SIGKILL) if seen.status != SAVED => {
+            (Some("saved"), Signal::SIGKILL) if seen.struck && seen.status != SAVED => {
                 if let Some(difference) = digest::difference(&whole, &digest::of(&store.region(&name))) {
                     life.wrong(&format!(
                         "a resume that was killed before its commit has changed the region: {difference}"

@@ -65,7 +65,7 @@ pub unsafe extern "C" fn on_signal(signal: u32, info: *mut SigInfo, context: *mu
 fn dispatch(info: &SigInfo, context: &mut Context) {
     let m = &mut context.machine;
     if (info[3] >> 32) as u32 != AUDIT_ARCH_X86_64 {
-        // `int $0x80`: the numbers of another architecture. A kernel without it answers the same.
+        // `int $0x80`: the numbers of another architecture, whose calls the gate knows nothing of.
         m.rax = -i64::from(libc::ENOSYS) as u64;
         return;
     }

@@ -37,6 +37,8 @@ pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
 /// The exec itself, with all signals blocked. The new image takes `mask` from the boot file.
 fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
     let [directory, path, arguments, environment, flags] = a;
+    // Nobody maps anything where the window onto the boot file is.
+    let _memory = super::memory::Memory::lock();
     let _lock = Lock::state();
     let environment = build_environment(environment)?;
     let life = control::life();

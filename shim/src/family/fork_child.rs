@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::content::extents;
+use super::memory::{by_slice, slice_fd};
 use super::signals;
 use crate::control;
 use crate::entry::handler::NEVER_BLOCKED;
@@ -88,11 +89,24 @@ fn copy_run(run: Mapping) -> Result<(), Errno> {
                 user::copy(copy + (address - run.start), address, length as usize)
             })?;
         }
-        if i32::from(run.attr.prot) != READ_WRITE {
-            mm::mprotect(copy, bytes, i32::from(run.attr.prot))?;
+        if i32::from(run.attr.prot) != READ_WRITE
+            && let Err(error) = mm::mprotect(copy, bytes, i32::from(run.attr.prot))
+        {
+            mm::munmap(copy, bytes)?;
+            return private_text(run).map_err(|_| error);
         }
         mm::mremap(copy, bytes, bytes, MOVE, run.start).map(|_| ())
     }
+}
+
+/// Code in region memory, where what was written must not be executed (PR_SET_MDWE): the pages themselves, which nobody
+/// writes any more either.
+fn private_text(run: Mapping) -> Result<(), Errno> {
+    by_slice(run.start, run.end, |slice, offset, address, bytes| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        // SAFETY: in the place of the run itself.
+        unsafe { mm::mmap(address, bytes, i32::from(run.attr.prot), flags, slice_fd(slice), offset) }.map(|_| ())
+    })
 }
 
 /// A private copy of what the child needs of the control mapping; its address.

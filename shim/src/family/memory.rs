@@ -270,10 +270,13 @@ fn mprotect(memory: &mut Memory, address: u64, bytes: u64, prot: u64) -> Result6
         // SAFETY: the lock is held.
         let stack = unsafe { (*memory.globals).stack_start..(*memory.globals).stack_end };
         let run = memory.tree.find(start).ok_or(Errno(libc::ENOMEM))?;
-        if grows != libc::PROT_GROWSDOWN as u64 || !stack.contains(&run.start) {
+        if grows != libc::PROT_GROWSDOWN as u64 {
             return error(libc::EINVAL);
         }
-        start = run.start;
+        // Mappings that the program wants to grow by themselves do not, here.
+        if stack.contains(&run.start) {
+            start = run.start;
+        }
     }
     not_ours(memory, start, end)?;
     let mut at = start;
