@@ -34,10 +34,13 @@ static size_t move(char **at, pid_t child) {
     if (moved == MAP_FAILED) return BYTES;
     *at = moved;
     memset(moved, 0, BYTES);
-    usleep(5000);
-    siginfo_t info = {0};
-    if (moved[0] == 1) return 4 * BYTES;
-    CHECK(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT) == 0 && info.si_pid == child);
+    /* The child writes there, sooner or later, unless a failure has ended it. */
+    while (*(volatile char *)moved != 1) {
+        siginfo_t info = {0};
+        usleep(1000);
+        CHECK(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT | WNOHANG) == 0);
+        if (info.si_pid == child) break;
+    }
     return 4 * BYTES;
 }
 
