@@ -84,11 +84,10 @@ pub fn revive(wanted: &Process<'_>, force: bool) -> Result<(), Failure> {
     match set_capabilities(&wanted.capabilities) {
         Err(_) if force => {
             let now = capabilities();
-            let both = |wanted: u64, now: u64| wanted & now;
             let fewer = Capabilities {
-                effective: both(wanted.capabilities.effective, now.permitted),
-                permitted: both(wanted.capabilities.permitted, now.permitted),
-                inheritable: both(wanted.capabilities.inheritable, now.inheritable),
+                effective: wanted.capabilities.effective & now.permitted,
+                permitted: wanted.capabilities.permitted & now.permitted,
+                inheritable: wanted.capabilities.inheritable & now.inheritable,
                 ambient: 0,
                 ..wanted.capabilities
             };

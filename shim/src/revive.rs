@@ -13,7 +13,7 @@ use crate::{credentials, process_state, save, scheduling};
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
 use zhuque_abi::header::{Phase, Reason, phase_word};
-use zhuque_abi::journal::Record;
+use zhuque_abi::journal::{Process, Record};
 use zhuque_abi::life::{Life, ResumeArgs, stage};
 use zhuque_abi::maps::Kind;
 use zhuque_abi::slot::{SigInfo, Slot, pending, state};
@@ -97,15 +97,22 @@ fn journal() -> &'static [u8] {
     }
 }
 
+/// The process as it was saved.
+fn saved_process() -> Option<Process<'static>> {
+    Records::new(journal()).flatten().find_map(|record| match record {
+        Record::Process(process) => Some(process),
+        _ => None,
+    })
+}
+
 /// Everything that can fail.
 fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
     go_on_clocks();
     patch::patch_again().map_err(|error| Failure::new(b"cannot rewrite call sites: ").errno(error))?;
     signals::revive();
-    for record in Records::new(journal()).flatten() {
-        if let Record::Process(process_record) = record {
-            process_state::revive(&process_record)?;
-        }
+    let saved = saved_process();
+    if let Some(saved) = &saved {
+        process_state::revive(saved)?;
     }
     let (scratch, bytes) = control::scratch();
     // SAFETY: the lower half; this stack is in the upper.
@@ -130,10 +137,8 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             process_state::raise_limit(resource, hard);
         }
     }
-    for record in Records::new(journal()).flatten() {
-        if let Record::Process(process_record) = record {
-            credentials::revive(&process_record, args.force != 0)?;
-        }
+    if let Some(saved) = &saved {
+        credentials::revive(saved, args.force != 0)?;
     }
     stay_with_launcher();
     reach(args, stage::DESCRIPTORS);
@@ -155,10 +160,8 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             _ => {}
         }
     }
-    for record in Records::new(journal()).flatten() {
-        if let Record::Process(process_record) = record {
-            process_state::revive_protection(&process_record);
-        }
+    if let Some(saved) = &saved {
+        process_state::revive_protection(saved);
     }
     reach(args, stage::THREADS);
     // From here on it lives without the launcher.

@@ -72,6 +72,15 @@ impl<'s> Life<'s> {
         life
     }
 
+    /// Starts `guest`, lets it run for a while, and saves it.
+    pub fn saved_after(store: &'s Store, name: &str, guest: &Guest, time: Duration) -> Life<'s> {
+        let mut life = Life::start(store, name, guest);
+        life.up();
+        std::thread::sleep(time);
+        assert!(life.fail(Announce::Fail), "it ended too early");
+        life
+    }
+
     /// Starts `guest` watched, with a power failure at a chosen call, and waits until that or its end has come.
     pub fn start_watched(store: &'s Store, name: &str, guest: &Guest, script: Script) -> (Life<'s>, Watched) {
         let mut life = Life::new(store, name, guest);
@@ -244,10 +253,21 @@ impl<'s> Life<'s> {
         }
     }
 
-    /// Whether the program has printed nothing and has left no region.
-    pub fn nothing_happened(&self) -> bool {
-        let printed = fs::metadata(self.output_file("out")).map_or(0, |data| data.len());
-        printed == 0 && self.store.find(&self.name).is_none()
+    /// Waits for the program's end, which must be as expected.
+    pub fn check_end(&mut self, expected: &Finished) {
+        let found = self.end();
+        if found.status != expected.status {
+            self.wrong(&format!("ended with {} instead of {}", found.status, expected.status));
+        }
+        if let Some(difference) = first_difference(&expected.stdout, &found.stdout) {
+            self.wrong(&difference);
+        }
+    }
+
+    /// The same, and takes away what it has left.
+    pub fn end_as(mut self, expected: &Finished) {
+        self.check_end(expected);
+        self.remove();
     }
 
     /// Takes away what a life that was right has left.

@@ -34,11 +34,7 @@ fn saved<'s>(store: &'s Store, name: &str) -> Life<'s> {
 }
 
 fn saved_guest<'s>(store: &'s Store, name: &str, guest: &Guest) -> Life<'s> {
-    let mut life = Life::start(store, name, guest);
-    life.up();
-    std::thread::sleep(Duration::from_millis(150));
-    assert!(life.fail(Announce::Fail), "it ended too early");
-    life
+    Life::saved_after(store, name, guest, Duration::from_millis(150))
 }
 
 /// Does `attempt`, which must be refused in words that contain `words` and must change nothing in the region.

@@ -21,7 +21,6 @@ use zhuque_restore::holes::{self, Run};
 use zhuque_restore::numbers::Numbers;
 use zhuque_restore::plan::Plan;
 use zhuque_restore::validate::{Saved, control_checksum, header_checksum};
-use zhuque_tests::life::Announce;
 use zhuque_tests::{Guest, Life, Random, Store};
 
 fn executions() -> u64 {
@@ -218,11 +217,7 @@ fn work_out(control: &[u8]) -> Result<(), zhuque_restore::Error> {
 
 /// A saved region of a real program.
 fn saved<'s>(store: &'s Store, name: &str, guest: &Guest) -> Life<'s> {
-    let mut life = Life::start(store, name, guest);
-    life.up();
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(life.fail(Announce::Fail), "it ended too early");
-    life
+    Life::saved_after(store, name, guest, Duration::from_millis(300))
 }
 
 fn opened(path: &Path) -> File {

@@ -6,7 +6,6 @@
 
 use nix::sys::signal::Signal;
 use zhuque_tests::command::SAVED;
-use zhuque_tests::life::first_difference;
 use zhuque_tests::tracer::{Moment, Script, Then};
 use zhuque_tests::{Finished, Guest, Life, Random, Store, digest};
 
@@ -28,17 +27,6 @@ fn native(store: &Store) -> Finished {
     native
 }
 
-fn same(mut life: Life<'_>, native: &Finished) {
-    let found = life.end();
-    if found.status != native.status {
-        life.wrong(&format!("ended with {} instead of {}", found.status, native.status));
-    }
-    if let Some(difference) = first_difference(&native.stdout, &found.stdout) {
-        life.wrong(&difference);
-    }
-    life.remove();
-}
-
 /// A blow at random: few calls, any number of instructions, more often a few than many.
 fn blow(random: &mut Random, calls: u64, signal: Signal) -> Then {
     let scale = 1 + random.below(STEPS);
@@ -50,13 +38,13 @@ fn a_blow_inside_a_save() {
     let (store, mut random) = (Store::new(), Random::new());
     let native = native(&store);
     let (life, watched) = Life::start_watched(&store, "counted", &guest(), Script::default());
-    same(life, &native);
+    life.end_as(&native);
     // How many calls a save makes.
     let never = Then { calls: u64::MAX, steps: 0, signal: Signal::SIGKILL };
     let fail = Some((watched.calls / 2, Moment::Inside));
     let (mut life, counted) = Life::start_watched(&store, "saved", &guest(), Script { fail, then: Some(never) });
     life.resume();
-    same(life, &native);
+    life.end_as(&native);
     let (mut killed, mut saved, mut unsaved, mut again, mut missed) = (0, 0, 0, 0, 0);
     for number in 0..points() {
         let signal = if number % 2 == 0 { Signal::SIGKILL } else { Signal::SIGPWR };
@@ -67,7 +55,7 @@ fn a_blow_inside_a_save() {
         match (state.as_deref(), seen.struck, signal) {
             (Some("saved"), _, _) => {
                 life.resume();
-                same(life, &native);
+                life.end_as(&native);
                 match (seen.struck, signal) {
                     (false, _) => missed += 1,
                     (true, Signal::SIGKILL) => saved += 1,
@@ -83,7 +71,7 @@ fn a_blow_inside_a_save() {
                 assert_eq!(store.call("rm", &[&life.name]).status, 0);
             }
             (None, false, _) => {
-                same(life, &native);
+                life.end_as(&native);
                 missed += 1;
             }
             (state, _, _) => life.wrong(&format!("is {state:?} after {seen:?}")),
@@ -102,7 +90,7 @@ fn a_blow_inside_a_resume() {
     let (store, mut random) = (Store::without_ptrace(), Random::new());
     let native = native(&store);
     let (life, watched) = Life::start_watched(&store, "counted", &guest(), Script::default());
-    same(life, &native);
+    life.end_as(&native);
     let fail = Script { fail: Some((watched.calls / 2, Moment::Inside)), then: None };
     let (mut before, mut after, mut again, mut missed) = (0, 0, 0, 0);
     // The earliest call after which a resume was seen to have been committed.
@@ -126,7 +114,7 @@ fn a_blow_inside_a_resume() {
                     ));
                 }
                 life.resume();
-                same(life, &native);
+                life.end_as(&native);
                 before += 1;
             }
             (Some("unsaved"), Signal::SIGKILL) if seen.struck => {
@@ -136,11 +124,11 @@ fn a_blow_inside_a_resume() {
             }
             (Some("saved"), Signal::SIGPWR) if seen.status == SAVED => {
                 life.resume();
-                same(life, &native);
+                life.end_as(&native);
                 again += 1;
             }
             (None, _) if !seen.struck || signal == Signal::SIGPWR => {
-                same(life, &native);
+                life.end_as(&native);
                 missed += 1;
             }
             (state, _) => life.wrong(&format!("is {state:?} after {seen:?}")),

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
 use zhuque_tests::command::{self, PATIENCE, SAVED};
-use zhuque_tests::life::{Announce, check_lives_in, first_difference, lives};
+use zhuque_tests::life::{Announce, check_lives_in, lives};
 use zhuque_tests::store::Region;
 use zhuque_tests::{Finished, Guest, Life, Random, Store, digest};
 
@@ -15,21 +15,7 @@ const STAGES: std::ops::RangeInclusive<u32> = 1..=6;
 fn saved<'s>(store: &'s Store, name: &str, guest: &Guest) -> (Life<'s>, Finished) {
     let expected = guest.finish_natively(store, &store.work_dir(&format!("{name}.native")));
     assert_eq!(expected.status, 0, "natively: {}", expected.stderr);
-    let mut life = Life::start(store, name, guest);
-    life.up();
-    std::thread::sleep(Duration::from_millis(400));
-    assert!(life.fail(Announce::Fail), "it ended too early");
-    (life, expected)
-}
-
-fn check_end(life: &mut Life, expected: &Finished) {
-    let end = life.end();
-    if end.status != expected.status {
-        life.wrong(&format!("ended with {}", end.status));
-    }
-    if let Some(difference) = first_difference(&expected.stdout, &end.stdout) {
-        life.wrong(&difference);
-    }
+    (Life::saved_after(store, name, guest, Duration::from_millis(400)), expected)
 }
 
 /// Kills a resume of `guest` at each stage, compares, and resumes for good.
@@ -59,7 +45,7 @@ fn check_stages_in(store: &Store, guest: &Guest) {
         assert_eq!(state.as_deref(), Some("saved"), "after stage {stage}");
     }
     life.resume();
-    check_end(&mut life, &expected);
+    life.check_end(&expected);
 }
 
 #[test]
@@ -122,7 +108,7 @@ fn a_resume_killed_at_any_moment_is_repeated() {
         }
         if store.find(&name).is_some_and(|region| region.state == "saved") {
             life.resume();
-            check_end(&mut life, &expected);
+            life.check_end(&expected);
         } else {
             committed += 1;
             limit = limit * 4 / 5;
@@ -167,7 +153,7 @@ fn a_launcher_killed_at_any_moment_loses_nothing() {
     println!("{before} launchers killed, {after} of them after the commit");
     assert!(0 < after && after < before, "only one kind of them");
     life.resume();
-    check_end(&mut life, &expected);
+    life.check_end(&expected);
 }
 
 #[test]
@@ -182,7 +168,7 @@ fn a_failure_right_after_the_commit() {
         }
     }
     life.resume();
-    check_end(&mut life, &expected);
+    life.check_end(&expected);
 }
 
 #[test]
@@ -196,7 +182,7 @@ fn failures_in_the_first_milliseconds() {
         if life.fail(if number % 2 == 0 { Announce::Fail } else { Announce::Signal }) {
             life.resume();
         }
-        check_end(&mut life, &expected);
+        life.check_end(&expected);
     }
 }
 
