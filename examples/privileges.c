@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/membarrier.h>
+#include <linux/securebits.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
@@ -15,7 +16,7 @@
 #endif
 
 static struct __user_cap_data_struct capabilities[2];
-static int barrier, denied;
+static int barrier, denied, securebits;
 
 static void get_capabilities(struct __user_cap_data_struct *to) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -32,6 +33,9 @@ static void give_up(void) {
     }
     capabilities[0].effective &= ~CAP_TO_MASK(CAP_SYS_TIME);
     CHECK(syscall(SYS_capset, &header, capabilities) == 0);
+    /* A user without capabilities may not. */
+    (void)prctl(PR_SET_SECUREBITS, SECBIT_KEEP_CAPS_LOCKED, 0, 0, 0);
+    securebits = prctl(PR_GET_SECUREBITS, 0, 0, 0, 0);
     barrier = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
     CHECK(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0);
     CHECK(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
@@ -50,6 +54,7 @@ static void check(void) {
         CHECK(now[i].permitted == capabilities[i].permitted);
         CHECK(now[i].inheritable == capabilities[i].inheritable);
     }
+    CHECK(prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) == securebits);
     CHECK(ptrace == 0 || geteuid() != 0);
     CHECK(!barrier || syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0);
     CHECK(prctl(PR_GET_CHILD_SUBREAPER, &reaper, 0, 0, 0) == 0 && reaper == 1);

@@ -128,9 +128,13 @@ fn set_capabilities(wanted: &Capabilities) -> Result<(), Errno> {
         for bit in (0..64).filter(|bit| wanted.ambient & 1 << bit != 0) {
             process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_RAISE, bit, 0, 0)?;
         }
-        let keep = wanted.securebits & libc::SECBIT_KEEP_CAPS as u32 != 0;
-        process::prctl(libc::PR_SET_KEEPCAPS, usize::from(keep), 0, 0, 0)?;
-        if process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) != Ok(wanted.securebits as usize) {
+        let as_wanted = || process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) == Ok(wanted.securebits as usize);
+        if !as_wanted() {
+            // Everybody may say this one, unless it is locked; the others ask for CAP_SETPCAP.
+            let keep = wanted.securebits & libc::SECBIT_KEEP_CAPS as u32 != 0;
+            let _ = process::prctl(libc::PR_SET_KEEPCAPS, usize::from(keep), 0, 0, 0);
+        }
+        if !as_wanted() {
             process::prctl(libc::PR_SET_SECUREBITS, wanted.securebits as usize, 0, 0, 0)?;
         }
         for bit in (0..64).filter(|bit| now.bounding & !wanted.bounding & 1 << bit != 0) {
