@@ -141,6 +141,10 @@ fn reset(_: &Path, _: &mut crate::stage::Extra) {
     set_flags(20, libc::O_NONBLOCK);
     at(TcpStream::connect(("::ffff:127.0.0.1", port)).unwrap().into_raw_fd(), 21);
     at(TcpStream::connect(("127.0.0.1", port)).unwrap().into_raw_fd(), 22);
+    for fd in [21, 22] {
+        // The peer may be slow: its data is there, and stays unread.
+        assert!(poll(fd, libc::POLLIN, 10_000) & libc::POLLIN != 0);
+    }
     // SAFETY: no memory involved.
     at(ok(unsafe { libc::epoll_create1(0) }, "epoll"), 23);
     let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 20 };
