@@ -330,7 +330,11 @@ fn choose_numbers(saved: &Saved<'_>, sources: &Sources<'_>) -> anyhow::Result<Nu
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let soft = saved.descriptor_limit.unwrap_or(soft);
     let helpers = (FIXED_HELPERS + sources.files.len()) as u64;
-    Ok(Numbers::choose(soft, hard, floor, helpers)?)
+    let own = saved.own_descriptors.and_then(|first| u64::try_from(first).ok());
+    // What is opened here must not be where they go.
+    let free = own.is_none_or(|own| sources.highest() < own as i32);
+    ensure!(free, "the numbers of its own descriptors are in use here: resume it with fewer files open");
+    Ok(Numbers::choose(soft, hard, floor, helpers, own)?)
 }
 
 /// A memfd whose pages may be executed, also where the system wants that to be said (vm.memfd_noexec).

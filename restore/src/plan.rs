@@ -6,14 +6,15 @@
 use crate::bytes::printable;
 use crate::error::Error;
 use crate::holes::{LOWEST, Run};
-use crate::validate::Saved;
+use crate::validate::{File, Saved};
 use std::collections::HashMap;
+use zhuque_abi::journal::{Backing, Mapped};
 use zhuque_abi::layout::{
     CONTROL_BYTES, LIFE_BYTES, LIFE_OFFSET, PAGE, RESERVED_BYTES, SLICE_BYTES, SLICES, TASK_SIZE, slice_of,
 };
 use zhuque_abi::life::{MapStep, RegionDescriptors, boot_flag};
 use zhuque_abi::maps::Kind;
-use zhuque_model::maptree::Mapping;
+use zhuque_model::maptree::{Attr, Mapping};
 
 /// PROT_* bits that a mapping may have.
 const PROT_ALL: u8 = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u8;
@@ -93,8 +94,9 @@ impl<'a> Plan<'a> {
             plan: Plan { steps: Vec::new(), files: Vec::new(), taken: Vec::new(), slice_bytes: [0; SLICES] },
         };
         maker.add_own();
-        for run in saved.tree().iter() {
-            maker.add(&run)?;
+        match &saved.mapped {
+            Some(mapped) => mapped.iter().try_for_each(|run| maker.add_mapped(run))?,
+            None => saved.tree().iter().try_for_each(|run| maker.add(&run))?,
         }
         let mut plan = maker.plan;
         plan.steps.sort_unstable_by_key(|step| step.start);
@@ -140,12 +142,12 @@ struct Maker<'s, 'a> {
     shared: i32,
     /// Control mapping and life area.
     reserved: Run,
-    /// Index into the plan's files by index in the file table and whether it is writable.
-    opened: HashMap<(u32, bool), usize>,
+    /// Index into the plan's files by path and whether it is writable.
+    opened: HashMap<(&'a [u8], bool), usize>,
     plan: Plan<'a>,
 }
 
-impl Maker<'_, '_> {
+impl<'a> Maker<'_, 'a> {
     /// zhuque's own mappings: the control file and a fresh life area.
     fn add_own(&mut self) {
         let base = self.saved.base;
@@ -186,12 +188,11 @@ impl Maker<'_, '_> {
             Kind::Region => self.add_slices(run),
             Kind::Reserve => self.push(run, Source::Anonymous, 0, ANONYMOUS),
             Kind::FilePrivate => {
-                let file = self.open(run, false)?;
+                let file = self.open(run, &File { writable: false, ..self.listed(run)? })?;
                 self.push(run, file, run.attr.offset, libc::MAP_PRIVATE);
             }
             Kind::FileShared => {
-                let writable = self.saved.file(run.attr.file).is_some_and(|f| f.writable);
-                let file = self.open(run, writable)?;
+                let file = self.open(run, &self.listed(run)?)?;
                 self.push(run, file, run.attr.offset, libc::MAP_SHARED);
             }
             Kind::Control | Kind::Volatile | Kind::Headroom | Kind::Free => {}
@@ -214,23 +215,64 @@ impl Maker<'_, '_> {
         }
     }
 
-    /// The file of a mapping, opened once for each way of opening it.
-    fn open(&mut self, run: &Mapping, writable: bool) -> Result<Source, Error> {
+    /// A mapping of a region that was saved from outside.
+    fn add_mapped(&mut self, run: &Mapped<'a>) -> Result<(), Error> {
+        let (offset, kind) = match run.backing {
+            Backing::Reserve => (0, Kind::Reserve),
+            Backing::Slice { offset, .. } => (offset, Kind::Region),
+            Backing::File { offset, shared, .. } => (offset, if shared { Kind::FileShared } else { Kind::FilePrivate }),
+        };
+        let prot = u8::try_from(run.prot).map_err(|_| Error::bounds("protection of a mapping", run.prot.into()))?;
+        if run.start >= run.end {
+            return Err(Error::bounds("end of a mapping", run.end));
+        }
+        let attr = Attr { kind, prot, flags: 0, file: 0, offset };
+        let mapping = Mapping { start: run.start, end: run.end, attr };
+        check_run(&mapping)?;
+        let whole = Run { start: run.start, end: run.end };
+        if whole.meets(&self.reserved) {
+            return Err(Error::bounds("a mapping of the program over zhuque's own", run.start));
+        }
+        if self.plan.taken.last().is_some_and(|before| *before != self.reserved && before.end > run.start) {
+            return Err(Error::bounds("a mapping over the one before it", run.start));
+        }
+        self.plan.taken.push(whole);
+        match &run.backing {
+            Backing::Reserve => self.push(&mapping, Source::Anonymous, 0, ANONYMOUS),
+            Backing::Slice { index, offset } => {
+                let index = *index as usize;
+                let end = offset.checked_add(run.end - run.start).filter(|&end| end <= SLICE_BYTES);
+                let (Some(end), Some(bytes)) = (end, self.plan.slice_bytes.get_mut(index)) else {
+                    return Err(Error::bounds("offset of a mapping in its slice", *offset));
+                };
+                *bytes = (*bytes).max(end);
+                self.push(&mapping, Source::Slice(index), *offset, self.shared);
+            }
+            Backing::File { path, identity, offset, shared, writable } => {
+                let file = File { path, identity: *identity, writable: *shared && *writable };
+                let opened = self.open(&mapping, &file)?;
+                self.push(&mapping, opened, *offset, if *shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE });
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of a mapping, by the file table.
+    fn listed(&self, run: &Mapping) -> Result<File<'a>, Error> {
         let index = run.attr.file;
-        let file = { self.saved.file(index) }.ok_or(Error::bounds("a mapping's file", u64::from(index)))?;
+        self.saved.file(index).cloned().ok_or(Error::bounds("a mapping's file", u64::from(index)))
+    }
+
+    /// The file of a mapping, opened once for each way of opening it.
+    fn open(&mut self, run: &Mapping, file: &File<'a>) -> Result<Source, Error> {
         if file.path.first() != Some(&b'/') || file.path.contains(&0) {
             let path = printable(file.path);
             return Err(Error::Damaged(format!("the mapped file `{path}` has no path")));
         }
+        let (path, identity, writable) = (file.path, file.identity, file.writable);
         let files = &mut self.plan.files;
-        let at = *self.opened.entry((index, writable)).or_insert_with(|| {
-            files.push(FileToOpen {
-                path: file.path,
-                identity: file.identity,
-                writable,
-                written: false,
-                unchanged: false,
-            });
+        let at = *self.opened.entry((path, writable)).or_insert_with(|| {
+            files.push(FileToOpen { path, identity, writable, written: false, unchanged: false });
             files.len() - 1
         });
         if let Some(file) = files.get_mut(at) {

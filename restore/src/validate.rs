@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::holes::LOWEST;
 use core::mem::{offset_of, size_of};
 use zhuque_abi::codec::{Records, checksum};
-use zhuque_abi::header::{FileRecord, Globals, Header, MAGIC, Patched, Phase, VERSION};
-use zhuque_abi::journal::{Object, Process, Record};
+use zhuque_abi::header::{FileRecord, Globals, Header, How, MAGIC, Patched, Phase, VERSION};
+use zhuque_abi::journal::{Mapped, Object, Process, Record};
 use zhuque_abi::layout::{
     CONTROL_BYTES, FILES_OFFSET, GLOBALS_OFFSET, HEADER_OFFSET, JOURNAL_BYTES, JOURNAL_OFFSET, MAX_FILES, MAX_NODES,
     MAX_SITES, MAX_THREADS, NODES_OFFSET, PAGE, RESERVED_BYTES, SITES_OFFSET, SLOT_STRIDE, SLOTS_OFFSET, TASK_SIZE,
@@ -56,6 +56,11 @@ pub struct Saved<'a> {
     pub descriptor_limit: Option<u64>,
     /// Highest descriptor number in the journal, -1: none.
     pub highest_descriptor: i32,
+    /// Where the region's own descriptors have to lie: threads of a region that was saved from outside may have one of
+    /// their numbers in hand.
+    pub own_descriptors: Option<i32>,
+    /// What was mapped, of a region that was saved from outside; else the tree says so.
+    pub mapped: Option<Vec<Mapped<'a>>>,
     /// The file table; index 0 is the table's index 1.
     files: Vec<File<'a>>,
     head: TreeHead,
@@ -82,8 +87,9 @@ impl<'a> Saved<'a> {
         let base = check_addresses(header)?;
         let globals = part(control, GLOBALS_OFFSET, size_of::<Globals>() as u64)?;
         check_threads(control, header, globals)?;
-        let (head, nodes) = read_tree(control, globals)?;
-        let files = read_files(control, globals)?;
+        let outside = header.u32(offset_of!(Header, how)) == How::Outside as u32;
+        let (head, nodes) = if outside { (TreeHead::default(), Vec::new()) } else { read_tree(control, globals)? };
+        let files = if outside { Vec::new() } else { read_files(control, globals)? };
         machine.covers(
             header.u64(offset_of!(Header, xcr0)),
             &core::array::from_fn(|i| header.u32(offset_of!(Header, cpu_features) + 4 * i)),
@@ -100,6 +106,8 @@ impl<'a> Saved<'a> {
             process: contents.process,
             descriptor_limit: contents.descriptor_limit,
             highest_descriptor: contents.highest_descriptor,
+            own_descriptors: outside.then(|| header.u32(offset_of!(Header, descriptors)) as i32),
+            mapped: outside.then_some(contents.mapped),
             files,
             head,
             nodes,
@@ -130,7 +138,7 @@ pub fn header_checksum(page: &[u8]) -> u32 {
 }
 
 /// CRC-32 of everything in a control file that is in use behind the header and is not the journal: globals, file
-/// table, site table, nodes, live slots, in this order.
+/// table, site table, nodes, slots in use, in this order.
 pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
     let control = Bytes(control);
     let globals = part(control, GLOBALS_OFFSET, size_of::<Globals>() as u64)?;
@@ -154,7 +162,7 @@ pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
     for index in 0..slots {
         let at = SLOTS_OFFSET + index * SLOT_STRIDE;
         let slot = part(control, at, size_of::<Slot>() as u64)?;
-        if slot.u32(offset_of!(Slot, state)) == state::LIVE {
+        if slot.u32(offset_of!(Slot, state)) != state::FREE {
             sum = checksum(sum, slot.0);
             let frame = slot.u64(offset_of!(Slot, saved) + offset_of!(SavedThread, frame));
             if let Some((offset, bytes)) = saved_frame(base.wrapping_add(at), frame) {
@@ -244,16 +252,17 @@ fn check_addresses(header: Bytes<'_>) -> Result<u64, Error> {
     Ok(base)
 }
 
-/// As many live slots as threads were saved.
+/// As many slots with a saved frame as threads were saved.
 fn check_threads(control: Bytes<'_>, header: Bytes<'_>, globals: Bytes<'_>) -> Result<(), Error> {
     let slots = count(globals, offset_of!(Globals, slots), MAX_THREADS, "number of thread slots")?;
     let threads = header.u32(offset_of!(Header, threads));
-    let mut live = 0;
+    let mut saved = 0;
     for index in 0..slots {
         let slot = part(control, SLOTS_OFFSET + index * SLOT_STRIDE, PAGE)?;
-        live += u32::from(slot.u32(offset_of!(Slot, state)) == state::LIVE);
+        let frame = slot.u64(offset_of!(Slot, saved) + offset_of!(SavedThread, frame));
+        saved += u32::from(slot.u32(offset_of!(Slot, state)) != state::FREE && frame != 0);
     }
-    if threads == 0 || live != threads {
+    if threads == 0 || saved != threads {
         return Err(Error::bounds("number of its saved threads", u64::from(threads)));
     }
     Ok(())
@@ -325,6 +334,7 @@ struct Journal<'a> {
     process: Process<'a>,
     descriptor_limit: Option<u64>,
     highest_descriptor: i32,
+    mapped: Vec<Mapped<'a>>,
 }
 
 /// Reads every record, so that none can fail for the first time when the old image is gone.
@@ -332,6 +342,7 @@ fn read_journal(bytes: &[u8]) -> Result<Journal<'_>, Error> {
     let mut process = None;
     let mut descriptor_limit = None;
     let mut highest_descriptor = -1;
+    let mut mapped = Vec::new();
     for (index, record) in Records::new(bytes).enumerate() {
         let record = record.map_err(|why| Error::Damaged(format!("journal record {index}: {why}")))?;
         match record {
@@ -346,6 +357,7 @@ fn read_journal(bytes: &[u8]) -> Result<Journal<'_>, Error> {
                 }
                 highest_descriptor = highest_descriptor.max(fd);
             }
+            Record::Mapping(run) => mapped.push(run),
             Record::Description(d) => {
                 if let Object::Unsupported { what } = d.object {
                     return Err(Error::Unsupported(printable(what)));
@@ -356,7 +368,7 @@ fn read_journal(bytes: &[u8]) -> Result<Journal<'_>, Error> {
     }
     let process = process.ok_or_else(|| Error::Damaged("the journal names no process".to_owned()))?;
     check_process(&process)?;
-    Ok(Journal { process, descriptor_limit, highest_descriptor })
+    Ok(Journal { process, descriptor_limit, highest_descriptor, mapped })
 }
 
 /// What execve(2) and open(2) will be given must be strings.

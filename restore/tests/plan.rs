@@ -83,7 +83,7 @@ fn every_kind_becomes_its_steps() {
     let dax = Plan::make(&saved, boot_flag::DAX).expect("a plan");
     assert_eq!(dax.steps[5].flags, libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC);
 
-    let numbers = Numbers::choose(1024, 4096, 10, 7).expect("numbers").region_descriptors();
+    let numbers = Numbers::choose(1024, 4096, 10, 7, None).expect("numbers").region_descriptors();
     let steps = plan.bind(&numbers, 15);
     assert_eq!((steps[0].fd, steps[2].fd, steps[4].fd), (15, 16, -1));
     assert_eq!((steps[5].fd, steps[7].fd), (numbers.slices[2], numbers.control));
@@ -144,25 +144,25 @@ fn holes_in_a_full_address_space() {
 #[test]
 fn descriptor_numbers() {
     // Above the soft limit when the hard one allows.
-    let n = Numbers::choose(1024, 20000, 12, 9).expect("numbers");
+    let n = Numbers::choose(1024, 20000, 12, 9, None).expect("numbers");
     assert_eq!((n.region, n.helpers, n.helpers_end), (1024, 12, 21));
     // Just below the limit.
-    let n = Numbers::choose(1024, 1024, 12, 9).expect("numbers");
+    let n = Numbers::choose(1024, 1024, 12, 9, None).expect("numbers");
     assert_eq!((n.region, n.helpers), (1024 - REGION_COUNT as i32, 12));
     // Never so high that the kernel allocates gigabytes.
-    let n = Numbers::choose(1 << 30, 1 << 30, 12, 9).expect("numbers");
+    let n = Numbers::choose(1 << 30, 1 << 30, 12, 9, None).expect("numbers");
     assert_eq!(n.region, 1 << 16);
-    assert!(Numbers::choose(u64::MAX, u64::MAX, 12, 9).is_ok());
+    assert!(Numbers::choose(u64::MAX, u64::MAX, 12, 9, None).is_ok());
     // Helpers that do not fit below go above.
-    let n = Numbers::choose(20, 200, 12, 9).expect("numbers");
+    let n = Numbers::choose(20, 200, 12, 9, None).expect("numbers");
     assert_eq!((n.region, n.helpers), (20, 20 + REGION_COUNT as i32));
     assert_eq!(n.used(), [(20, 38), (39, 47)]);
     // A program with numbers above the usual place.
-    let n = Numbers::choose(64, 200, 100, 9).expect("numbers");
+    let n = Numbers::choose(64, 200, 100, 9, None).expect("numbers");
     assert_eq!((n.region, n.helpers), (100, 119));
     let needed = 12 + 9 + REGION_COUNT;
-    assert_eq!(Numbers::choose(30, 30, 12, 9), Err(Error::Descriptors { needed, limit: 30 }));
-    let d = Numbers::choose(1024, 1024, 12, 9).expect("numbers").region_descriptors();
+    assert_eq!(Numbers::choose(30, 30, 12, 9, None), Err(Error::Descriptors { needed, limit: 30 }));
+    let d = Numbers::choose(1024, 1024, 12, 9, None).expect("numbers").region_descriptors();
     assert_eq!((d.first, d.slices[0], d.slices[15], d.lock, d.end), (1005, 1005, 1020, 1023, 1024));
 }
 

@@ -43,7 +43,14 @@ pub unsafe extern "C" fn serve(slot: *mut Slot) -> u32 {
     // SAFETY: the slot is the calling thread's own, and nobody else writes these fields while it runs.
     let slot = unsafe { &mut *slot };
     slot.retry.valid = 0;
-    let outcome = dispatch(slot, slot.frame.number);
+    let life = control::life();
+    let begun = life.generation;
+    let mut outcome = dispatch(slot, slot.frame.number);
+    // SAFETY: a plain word; it is another one if the call was taken over into a new life (`outside`).
+    if unsafe { (&raw const life.generation).read_volatile() } != begun && is_unknown(&outcome) {
+        // The kernel may have been asked about ids of the life before.
+        outcome = dispatch(slot, slot.frame.number);
+    }
     match outcome {
         Outcome::Value(result) => {
             slot.frame.rax = match result {
@@ -54,6 +61,11 @@ pub unsafe extern "C" fn serve(slot: *mut Slot) -> u32 {
         }
         Outcome::Sigreturn => 1,
     }
+}
+
+/// Whether the kernel has said that it does not know a process, thread or child.
+fn is_unknown(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Value(Err(Errno(libc::ESRCH | libc::ECHILD))))
 }
 
 fn dispatch(slot: &mut Slot, number: u64) -> Outcome {

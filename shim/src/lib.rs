@@ -20,6 +20,7 @@ pub mod entry;
 pub mod family;
 pub mod gate;
 pub mod journal;
+pub mod outside;
 pub mod process_state;
 pub mod revive;
 pub mod runtime;

@@ -3,7 +3,7 @@
 
 use crate::control;
 use crate::credentials::{self, MAX_GROUPS};
-use crate::entry::maps;
+use crate::entry::{handler::current_slot, maps};
 use crate::family::Failure;
 use crate::family::memory_files::mtime_ns;
 use crate::journal::{self, Journal};
@@ -45,7 +45,8 @@ fn next_pending() -> Option<SigInfo> {
     let number = signal::take_pending(save::takes(!0), &mut info).ok()?;
     info[0] = info[0] & !0xffff_ffff | u64::from(number);
     // The kernel's id of this life means nothing in the next.
-    crate::family::signals::virtual_sender(&mut info);
+    // SAFETY: the calling thread's own slot.
+    crate::family::signals::virtual_sender(&mut info, unsafe { &*current_slot() });
     Some(info)
 }
 

@@ -9,13 +9,12 @@ use crate::control;
 use crate::entry::{asm::zhuque_clone, patch, vdso};
 use crate::family::signals::{self, Program};
 use crate::family::{self, Failure, clocks, processes, recovery, threads};
-use crate::{credentials, process_state, save, scheduling};
+use crate::{credentials, outside, process_state, save, scheduling};
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
 use zhuque_abi::header::{Phase, Reason, phase_word};
 use zhuque_abi::journal::{Process, Record};
 use zhuque_abi::life::{Life, ResumeArgs, stage};
-use zhuque_abi::maps::Kind;
 use zhuque_abi::slot::{SigInfo, Slot, pending, state};
 use zhuque_model::maptree::MapTree;
 use zhuque_sys::signal::bit;
@@ -83,6 +82,10 @@ fn set_life(args: &ResumeArgs) {
         life.flags = args.flags;
         life.hold_up_ns = args.hold_up_ns;
         life.descriptors = args.descriptors;
+        life.vdso_before = (*control::header()).vdso;
+        life.pid_before = (*control::header()).pid.load(Ordering::Relaxed);
+        // No round is one of the life before: a thread that was on its way out of a stop then does not wait for it now.
+        life.round.store((life.generation as u32) << 24, Ordering::Release);
         life.ready.store(1, Ordering::Release);
     }
     vdso::set_life(&args.vdso);
@@ -108,7 +111,7 @@ fn saved_process() -> Option<Process<'static>> {
 /// Everything that can fail.
 fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
     go_on_clocks();
-    patch::patch_again().map_err(|error| Failure::new(b"cannot rewrite call sites: ").errno(error))?;
+    patch::patch_again(journal()).map_err(|error| Failure::new(b"cannot rewrite call sites: ").errno(error))?;
     signals::revive();
     let saved = saved_process();
     if let Some(saved) = &saved {
@@ -189,12 +192,12 @@ fn go_on_clocks() {
     }
 }
 
-/// Live slots with a saved frame.
+/// Slots with a saved frame.
 fn saved_slots() -> impl Iterator<Item = *mut Slot> {
     // SAFETY: only reads of plain fields, while nobody runs.
     (0..control::slots())
         .map(control::slot)
-        .filter(|&slot| unsafe { (*slot).state.load(Ordering::Relaxed) == state::LIVE && (*slot).saved.frame != 0 })
+        .filter(|&slot| unsafe { (*slot).state.load(Ordering::Relaxed) != state::FREE && (*slot).saved.frame != 0 })
 }
 
 fn is_main(slot: *mut Slot) -> bool {
@@ -243,6 +246,15 @@ fn settle(slot: &Slot) {
         process::set_fs_base(slot.saved.fs_base);
         let _ = process::prctl(libc::PR_SET_NAME, slot.saved.name.as_ptr() as usize, 0, 0, 0);
     }
+    if slot.saved.outside != 0 {
+        // It may sleep for a lock, which a fork has to know.
+        let waits = &control::life_thread(slot.index as usize).lock_wait;
+        waits.store(slot.saved.lock_wait as u32, Ordering::Release);
+    }
+    if slot.state.load(Ordering::Relaxed) == state::EXITING {
+        // Taken from outside on its way out: it may have made these already.
+        threads::register_for_exit(slot);
+    }
 }
 
 /// The one store, and what has to follow it. Returns the main thread's slot, if that thread lives.
@@ -275,8 +287,13 @@ fn after_commit(args: &ResumeArgs) {
         header.reason = Reason::None as u32;
         header.detail = [0; 256];
         process_state::note_processor(header);
-        let mut tree = MapTree::new(&mut (*control::globals()).tree, control::nodes());
-        renew_volatile(&mut tree, args);
+        outside::note_life(header);
+        if (*control::globals()).memory_lock.load(Ordering::Relaxed) == 0 {
+            vdso::renew(&mut MapTree::new(&mut (*control::globals()).tree, control::nodes()));
+        } else {
+            // Taken from outside, in the middle of a change of the table: whoever changes it next does it.
+            life.stale_table.store(1, Ordering::Release);
+        }
         let _ = mm::munmap(args.stub_start, args.stub_bytes);
     }
     for record in Records::new(journal()).flatten() {
@@ -321,19 +338,6 @@ fn choose_recovery() {
     }
 }
 
-/// Replaces the old life's vdso in the mapping table by this one's.
-fn renew_volatile(tree: &mut MapTree<'_>, args: &ResumeArgs) {
-    let mut at = 0;
-    while let Some(run) = tree.at_or_after(at) {
-        at = run.end;
-        if run.attr.kind == Kind::Volatile && !control::is_ours(run.start) {
-            let _ = tree.clear(run.start, run.end);
-        }
-    }
-    let start = args.vdso.base - args.vdso.variables;
-    let _ = tree.set(start, args.vdso.base + args.vdso.bytes, vdso::VOLATILE);
-}
-
 /// Makes a signal pending again.
 fn raise_again(thread: u32, info: &SigInfo) {
     let life = control::life();
@@ -360,7 +364,10 @@ fn go(slot: &mut Slot) -> ! {
     slot.pending.fetch_and(!pending::KICK, Ordering::Relaxed);
     let retry = (slot.saved.retry.valid != 0).then_some(slot.saved.retry);
     slot.saved.retry.valid = 0;
-    if control::life().recovers.load(Ordering::Acquire) == slot.index + 1 {
+    let recovers = control::life().recovers.load(Ordering::Acquire) == slot.index + 1;
+    if slot.saved.outside != 0 {
+        outside::go_on(slot, context, recovers);
+    } else if recovers {
         let info = recovery::info(control::life().generation);
         let program = Program { signal: SIGPWR, info, retry, mask: context.mask };
         signals::deliver(slot, program, context);

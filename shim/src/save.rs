@@ -14,7 +14,7 @@ use crate::journal::Journal;
 use crate::process_state;
 use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
-use zhuque_abi::header::{Header, Phase, Reason, phase_word};
+use zhuque_abi::header::{Header, How, Phase, Reason, phase_word};
 use zhuque_abi::layout::{
     CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET, SLICE_BYTES,
 };
@@ -206,9 +206,23 @@ extern "C" fn lead(slot: u64) {
         close_empty_slices(life);
     }
     collect_signals(life, leader);
+    write_down(life, descriptors.limit, How::Inside)
+}
+
+/// The same when a tracer has stopped and taken every thread (`outside`).
+pub fn lead_outside() -> ! {
+    let life = control::life();
+    let descriptors = make_room(life);
+    write_down(life, descriptors.limit, How::Outside)
+}
+
+/// Describes and commits. `descriptors`: the limit of their number as the program knows it.
+fn write_down(life: &Life, descriptors: [u64; 2], how: How) -> ! {
     let stopped = time::now(libc::CLOCK_MONOTONIC) as u64;
+    // SAFETY: everything stands still.
+    unsafe { (*control::header()).how = how as u32 };
     let mut journal = Journal::open();
-    if let Err(failure) = describe(&mut journal, descriptors.limit) {
+    if let Err(failure) = describe(&mut journal, descriptors) {
         let reason = if journal.full { Reason::Journal } else { Reason::Unsupported };
         unsaved(reason, failure.message());
     }
@@ -404,7 +418,9 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
     let (scratch, bytes) = control::scratch();
     // SAFETY: the lower part of the scratch memory; the stack above is far from it.
     let scratch = unsafe { core::slice::from_raw_parts_mut(scratch as *mut u8, bytes as usize / 2) };
+    let room = (scratch.as_mut_ptr(), scratch.len());
     family::processes::note_ended();
+    let outside = crate::outside::is_outside();
     process_state::describe(journal, scratch, descriptors)?;
     // SAFETY: everything stands still.
     let globals = unsafe { &*control::globals() };
@@ -421,10 +437,17 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
         file_sync: life.flags & boot_flag::FILE_SYNC != 0,
         power: true,
         backlog: &|_| None,
-        mapped_shared: &|device, inode| process_state::mapped_shared(device, inode),
+        mapped_shared: &|device, inode| match outside {
+            true => crate::outside::mapped_shared(device, inode),
+            false => process_state::mapped_shared(device, inode),
+        },
     };
     family::capture(&mut capture)?;
-    family::mapped_files::refresh(journal.written())
+    match outside {
+        // SAFETY: as above; the families are through with it.
+        true => crate::outside::describe(journal, unsafe { core::slice::from_raw_parts_mut(room.0, room.1) }),
+        false => family::mapped_files::refresh(journal.written()),
+    }
 }
 
 /// Makes the save true: checksums, header, then the one store.
@@ -478,7 +501,7 @@ fn header_checksum(header: &Header) -> u32 {
     codec::checksum(0, &page)
 }
 
-/// CRC-32 of globals, file table, site table, nodes and live slots; see [`Header::control_checksum`].
+/// CRC-32 of globals, file table, site table, nodes and slots in use; see [`Header::control_checksum`].
 fn control_checksum() -> u32 {
     let part = |seed: u32, start: u64, bytes: u64| {
         // SAFETY: the ranges lie in the control mapping, and everything stands still.
@@ -495,7 +518,7 @@ fn control_checksum() -> u32 {
     for index in 0..control::slots() {
         let slot = control::slot(index);
         // SAFETY: as above.
-        if unsafe { (*slot).state.load(Ordering::Relaxed) } == state::LIVE {
+        if unsafe { (*slot).state.load(Ordering::Relaxed) } != state::FREE {
             let at = slot as u64 - control::base();
             sum = part(sum, at, size_of::<Slot>() as u64);
             // SAFETY: as above.
@@ -522,6 +545,11 @@ fn unsaved(reason: Reason, detail: &[u8]) -> ! {
     end(crate::die::STATUS)
 }
 
+/// The same, of a save from outside.
+pub fn unsaved_outside(detail: &[u8]) -> ! {
+    unsaved(Reason::Unsupported, detail)
+}
+
 /// Tells whoever waits for the phase, and ends the process.
 fn end(status: i32) -> ! {
     // SAFETY: the low half of the phase word, as the futex that `zhuque fail` waits on.
@@ -535,7 +563,7 @@ pub fn takes(set: u64) -> u64 {
     set & !NEVER_BLOCKED
 }
 
-/// Whether the program handles its own power signal.
+/// Whether the program handles its own power signal; asked before a new life's threads run.
 pub fn has_recovery_handler() -> bool {
-    signals::action(libc::SIGPWR as u32).handler > 1
+    signals::action_now(libc::SIGPWR as u32).0.handler > 1
 }

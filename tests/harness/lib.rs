@@ -19,6 +19,7 @@ pub mod digest;
 pub mod guest;
 pub mod life;
 pub mod load;
+pub mod outside;
 pub mod random;
 pub mod store;
 pub mod tracer;

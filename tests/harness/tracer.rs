@@ -13,6 +13,7 @@
 //! Key types: [`Script`], [`Watched`]. Neighbour: `life`, which starts the program and resumes it.
 #![allow(unsafe_code)]
 
+use crate::outside;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
@@ -51,8 +52,17 @@ pub struct Then {
     pub calls: u64,
     /// Instructions of the thread that ended the last of them.
     pub steps: u64,
+    /// What comes then.
+    pub blow: Blow,
+}
+
+/// What strikes a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
     /// SIGKILL, or SIGPWR, to the process.
-    pub signal: Signal,
+    Signal(Signal),
+    /// Everything stops, and is saved from outside.
+    Outside,
 }
 
 /// What was seen of a program.
@@ -68,6 +78,10 @@ pub struct Watched {
     pub struck: bool,
     /// Calls ended since the failure, or the exec.
     pub calls_then: u64,
+    /// The call in whose gate the thread was that was saved from outside, by number.
+    pub saved_in: Option<u64>,
+    /// Why it could not be.
+    pub refused: Option<String>,
     /// The launcher's exit status.
     pub status: i32,
 }
@@ -106,7 +120,8 @@ pub fn watch(launcher: u32, script: Script, limit: Duration, go: impl FnOnce()) 
         | Options::PTRACE_O_TRACEEXEC
         | Options::PTRACE_O_TRACEFORK
         | Options::PTRACE_O_TRACEVFORK
-        | Options::PTRACE_O_TRACECLONE;
+        | Options::PTRACE_O_TRACECLONE
+        | Options::PTRACE_O_TRACEEXIT;
     ptrace::seize(root, all)?;
     go();
     let seen = Watched::default();
@@ -155,6 +170,11 @@ fn go_on_with(request: libc::c_uint, pid: Pid, signal: i32) -> nix::Result<()> {
 
 impl Tracer {
     fn changed(&mut self, pid: Pid, status: i32) -> nix::Result<()> {
+        let ends = status >> 16 == Event::PTRACE_EVENT_EXIT as i32;
+        if (ends || !libc::WIFSTOPPED(status)) && self.stepped.is_some_and(|(thread, _)| thread == pid) {
+            // The blow comes elsewhere.
+            self.stepped = None;
+        }
         if !libc::WIFSTOPPED(status) {
             self.threads.retain(|(thread, _)| *thread != pid);
             return Ok(());
@@ -163,9 +183,14 @@ impl Tracer {
         match (libc::WSTOPSIG(status), status >> 16) {
             (SYSCALL_STOP, _) => self.call(pid),
             (_, event) if event != 0 => {
-                if event == Event::PTRACE_EVENT_EXEC as i32 && pid != self.root && self.program.is_none() {
-                    self.program = Some(pid);
-                    self.threads.push((pid, Between::Call(Failing::No)));
+                if event == Event::PTRACE_EVENT_EXEC as i32 && pid != self.root {
+                    // The end of the call is still to come, also where another thread has made it and this id has passed
+                    // to that one.
+                    let program = *self.program.get_or_insert(pid);
+                    if pid == program {
+                        self.threads.clear();
+                        self.threads.push((pid, Between::Call(Failing::No)));
+                    }
                 }
                 self.go_on(pid, 0)
             }
@@ -202,8 +227,7 @@ impl Tracer {
     /// Whether calls are counted.
     fn counting(&self) -> bool {
         let fails_yet = self.script.fail.is_some() && self.seen.failed_at.is_none();
-        fails_yet
-            || self.stepped.is_none() && !self.seen.struck && (self.script.then.is_some() || self.script.fail.is_none())
+        fails_yet || !self.seen.struck && (self.script.then.is_some() || self.script.fail.is_none())
     }
 
     /// Whether what follows is due: the failure, if there is to be one, has been.
@@ -213,7 +237,8 @@ impl Tracer {
 
     /// A call has ended: begins to step, if it was the one.
     fn ended(&mut self, pid: Pid) -> nix::Result<()> {
-        let Some(then) = self.script.then.filter(|_| self.follows() && self.counting()) else {
+        let begins = self.follows() && self.counting() && self.stepped.is_none();
+        let Some(then) = self.script.then.filter(|_| begins) else {
             return self.go_on(pid, 0);
         };
         self.seen.calls_then += 1;
@@ -234,8 +259,27 @@ impl Tracer {
             return go_on_with(libc::PTRACE_SINGLESTEP, pid, 0);
         }
         (self.stepped, self.seen.struck) = (None, true);
-        kill(program, then.signal)?;
-        self.go_on(pid, 0)
+        match then.blow {
+            Blow::Signal(signal) => {
+                kill(program, signal)?;
+                self.go_on(pid, 0)
+            }
+            Blow::Outside => self.save(program, pid),
+        }
+    }
+
+    /// Saves the program from outside. `pid` is the thread that has stopped.
+    fn save(&mut self, program: Pid, pid: Pid) -> nix::Result<()> {
+        match outside::save(program, pid) {
+            Ok(saved) => {
+                self.seen.saved_in = saved.call;
+                go_on_with(libc::PTRACE_CONT, saved.leader, 0)
+            }
+            Err(why) => {
+                self.seen.refused = Some(why);
+                kill(program, Signal::SIGKILL)
+            }
+        }
     }
 
     /// A thread has come to the beginning or the end of a call.

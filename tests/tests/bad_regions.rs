@@ -207,7 +207,7 @@ fn machine() -> Machine {
 fn work_out(control: &[u8]) -> Result<(), zhuque_restore::Error> {
     let saved = Saved::check(control, &machine())?;
     let plan = Plan::make(&saved, 0)?;
-    let numbers = Numbers::choose(1024, 4096, 64, 8 + plan.files.len() as u64)?;
+    let numbers = Numbers::choose(1024, 4096, 64, 8 + plan.files.len() as u64, None)?;
     let steps = plan.bind(&numbers.region_descriptors(), numbers.helpers + 5);
     let vdso = Run { start: 0x7fff_0000_0000, end: 0x7fff_0000_4000 };
     holes::place(&plan.taken, &[vdso], vdso, 0x40000)?;

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First eight bytes of a control file.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"zhuque\0\x01");
 /// Version of every layout in this crate; a region is only resumed by a shim of the same version (its own copy).
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// What a region is at the moment. Stored in the low byte of the phase word, the generation above it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +80,7 @@ pub struct Header {
     pub phase: AtomicU64,
     /// CRC-32 of this page with `phase` and `checksum` taken as zero; valid when saved.
     pub checksum: u32,
-    /// CRC-32 of globals, file table, site table, nodes, and for each live slot the slot itself and its saved frame
+    /// CRC-32 of globals, file table, site table, nodes, and for each slot in use the slot itself and its saved frame
     /// ([`crate::slot::saved_frame`]), in that order; valid when saved.
     pub control_checksum: u32,
     /// Address of the control mapping in the program.
@@ -136,6 +136,30 @@ pub struct Header {
     pub detail: [u8; 256],
     /// Features of the processor by cpuid: leaf 1 ecx, edx; leaf 7 ebx, ecx, edx; leaf 0xd.1 eax.
     pub cpu_features: [u32; 6],
+    /// Where a thread goes that is to lead a save from outside (`zhuque_capture`), when every thread has been stopped.
+    pub outside: u64,
+    /// First instruction that a thread executes when it has given up its slot: all that is left to it is the kernel's
+    /// exit.
+    pub exit_first: u64,
+    /// First address behind these.
+    pub exit_end: u64,
+    /// The kernel's vdso in this life: address of its image, and bytes.
+    pub vdso: [u64; 2],
+    /// A [`How`]: how the region was saved.
+    pub how: u32,
+    /// First number of the block in which the region's own descriptors lie in this life.
+    pub descriptors: i32,
+}
+
+/// How a region was saved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum How {
+    /// By its own threads, each of them at an instruction of the program.
+    Inside = 0,
+    /// From outside, each thread at whatever instruction it was, the gate's own included. The mapping table may be in
+    /// the middle of a change: what was mapped is in the journal ([`crate::journal::Record::Mapping`]).
+    Outside = 1,
 }
 
 /// A signal's action as the program set it (struct kernel_sigaction).

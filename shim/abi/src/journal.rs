@@ -98,6 +98,50 @@ pub enum Record<'a> {
         /// CPU mask, the first 1,024 processors; empty: all that are there.
         affinity: &'a [u8],
     },
+    /// What was mapped, as the kernel had it, of a region that was saved from outside.
+    #[serde(borrow)]
+    Mapping(Mapped<'a>),
+}
+
+/// One mapping of the kernel's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mapped<'a> {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// PROT_*.
+    pub prot: u32,
+    /// What it is a mapping of.
+    #[serde(borrow)]
+    pub backing: Backing<'a>,
+}
+
+/// What a mapping is of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Backing<'a> {
+    /// Nothing: a reservation of addresses.
+    Reserve,
+    /// A slice.
+    Slice {
+        /// Which.
+        index: u32,
+        /// Offset, bytes. Not the one that the address gives where the gate itself was at work.
+        offset: u64,
+    },
+    /// A file.
+    File {
+        /// Absolute path.
+        path: &'a [u8],
+        /// st_dev, st_ino, st_size, st_mtim in ns.
+        identity: [u64; 4],
+        /// Offset, bytes.
+        offset: u64,
+        /// MAP_SHARED.
+        shared: bool,
+        /// Whether it was opened for writing, too.
+        writable: bool,
+    },
 }
 
 /// Kinds of file locks.

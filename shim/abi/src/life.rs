@@ -178,6 +178,12 @@ pub struct Life {
     pub hold_up_ns: u64,
     /// When the announcement was first seen, the kernel's CLOCK_MONOTONIC, ns.
     pub announced_ns: AtomicU64,
+    /// Where the vdso was in the life before: address and bytes.
+    pub vdso_before: [u64; 2],
+    /// 1: the mapping table has that one still, since it was in the middle of a change when the region was saved.
+    pub stale_table: AtomicU32,
+    /// The process id in the life before.
+    pub pid_before: u32,
 }
 
 /// Instruction of a resume's mapping step.

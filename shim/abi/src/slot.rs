@@ -141,8 +141,10 @@ pub struct Saved {
     pub frame: u64,
     /// FS base.
     pub fs_base: u64,
-    /// GS base of the program, if it set one itself (the shim's own is the slot's address). Not supported yet: 0.
-    pub gs_base: u64,
+    /// 1: the frame was taken from outside, at any instruction, and says nothing yet of the program's state.
+    pub outside: u64,
+    /// Of a frame from outside: [`crate::life::LifeThread::lock_wait`] at that instruction.
+    pub lock_wait: u64,
     /// If valid, the frame says that a call ended with EINTR, because of the save alone: a resume that runs no handler
     /// on this thread issues it again.
     pub retry: Retry,
@@ -231,8 +233,9 @@ pub struct Slot {
     pub timed_number: u64,
     /// Fork: 1 once the child has its own copy of everything.
     pub fork_done: AtomicU32,
-    /// Named padding.
-    pub reserved: u32,
+    /// Taken from outside in the gate's own work: the kernel's process id of the life before, which a siginfo in hand may
+    /// still name, up to the end of that work. 0: none.
+    pub old_pid: u32,
     /// See `own_power`; written under the state lock while that is 0.
     pub own_power_info: SigInfo,
     /// Scratch for time-outs that the gate passes to the kernel instead of the program's.

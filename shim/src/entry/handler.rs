@@ -106,8 +106,14 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Co
 fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
     let life = control::life();
     let sender = (info[2] & 0xffff_ffff) as u32;
-    // A vfork child kicks itself under its own id.
-    let kick = code == SI_TKILL && (sender == life.pid || slot.borrowed != 0 && sender == process::pid());
+    // A vfork child kicks itself under its own id. A kick from the life before may be in hand still: this life's id is
+    // looked at first, so that who is taken from outside between the two looks finds the other one.
+    // SAFETY: plain words, the second one this thread's.
+    let own = unsafe {
+        sender == (&raw const life.pid).read_volatile() || sender == (&raw const slot.old_pid).read_volatile()
+    };
+    let kick = code == SI_TKILL && (own || slot.borrowed != 0 && sender == process::pid());
+    slot.old_pid = 0;
     // A parent that has just come back from vfork looks like its child for some instructions more.
     if !kick && (slot.borrowed == 0 || process::pid() == life.pid) {
         save::announce();
@@ -142,6 +148,12 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
         }
         _ => settle(slot, retry, context),
     }
+}
+
+/// A thread that has just been found in the program, in a new life: takes what waits for it, and goes on.
+pub fn take_up(slot: &mut Slot, mut retry: Option<Retry>, context: &mut Context) {
+    deliver_waiting(slot, &mut retry, context);
+    settle(slot, retry, context);
 }
 
 /// Delivers what was put off until now, a recovery signal that is due, or the signal for which a call was interrupted.

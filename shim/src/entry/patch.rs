@@ -9,7 +9,9 @@ use super::place;
 use crate::control;
 use crate::family::memory::{Memory, by_slice, map_slices, region, slice_fd, unmap};
 use crate::family::spares;
+use crate::outside;
 use crate::process_state::PR_GET_MDWE;
+use core::sync::atomic::{Ordering, compiler_fence};
 use zhuque_abi::header::{Patched, TRAMPOLINE_BYTES, TrampolinePages};
 use zhuque_abi::layout::{MAX_SITES, PAGE, PLAN_FILE, page_down, page_up};
 use zhuque_abi::maps::{Kind, flag};
@@ -179,7 +181,7 @@ fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errn
     let (low, last) = (table[first], table[first + count - 1]);
     globals.sites = (first + count) as u32;
     let high = last.address + u64::from(last.length);
-    *pages = TrampolinePages {
+    let entered = TrampolinePages {
         start: place,
         end: place + bytes,
         low: low.address,
@@ -187,8 +189,11 @@ fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errn
         first: first as u32,
         count: count as u32,
     };
-    let pages = *pages;
-    write_jumps(&pages)?;
+    // The address makes the entry one; whoever is taken from outside before that has written no jump.
+    *pages = TrampolinePages { start: 0, ..entered };
+    compiler_fence(Ordering::Release);
+    pages.start = place;
+    write_jumps(&entered)?;
     let attr = Attr { flags: run.attr.flags | flag::PATCHED, ..run.attr };
     memory.tree.set(run.start, run.end, attr).map_err(crate::family::memory::full)
 }
@@ -278,11 +283,19 @@ fn write_jumps(pages: &TrampolinePages) -> Result<(), Errno> {
     }
 }
 
-/// At resume: the text comes from its files again, so the jumps are written again.
-pub fn patch_again() -> Result<(), Errno> {
+/// At resume: the text comes from its files again, so the jumps are written again. `journal` says what was mapped, if the
+/// region was saved from outside: the table may be in the middle of a change.
+pub fn patch_again(journal: &[u8]) -> Result<(), Errno> {
     // SAFETY: revive is single-threaded.
     let runs = unsafe { (*control::globals()).trampolines };
     for pages in runs.iter().filter(|pages| pages.start != 0 && pages.count != 0) {
+        if outside::is_outside() {
+            if outside::private_file(journal, pages.low) {
+                write_jumps(pages)?;
+                outside::protect_again(journal, page_down(pages.low), page_up(pages.high))?;
+            }
+            continue;
+        }
         // A run that the program has made writable meanwhile is region memory and has its jumps.
         // SAFETY: as above.
         let tree = unsafe { zhuque_model::maptree::MapTree::new(&mut (*control::globals()).tree, control::nodes()) };

@@ -50,6 +50,8 @@ unsafe extern "C" {
     fn zhuque_vdso_getcpu();
     fn zhuque_vdso_clock_getres();
     fn zhuque_vdso_getrandom();
+    fn zhuque_exit_thread_freed();
+    fn zhuque_exit_thread_end();
 }
 
 /// Address of a label.
@@ -60,6 +62,11 @@ fn at(label: unsafe extern "C" fn()) -> u64 {
 /// Address of the gate's entry.
 pub fn gate() -> u64 {
     at(zhuque_gate)
+}
+
+/// What a thread executes when it has given up its slot.
+pub fn last_of_thread() -> [u64; 2] {
+    [at(zhuque_exit_thread_freed), at(zhuque_exit_thread_end)]
 }
 
 /// The vdso's wrappers, in the order of `zhuque_abi::life::VDSO_FUNCTIONS`.
@@ -86,6 +93,12 @@ pub enum State {
 
 /// Finds out where `context` was taken and makes it the program's.
 pub fn program_state(context: &mut Context, slot: &mut Slot) -> State {
+    let vdso = &control::life().vdso;
+    program_state_in(context, slot, [vdso.base, vdso.bytes])
+}
+
+/// The same in a life whose vdso was at `vdso`: address and bytes.
+pub fn program_state_in(context: &mut Context, slot: &mut Slot, vdso: [u64; 2]) -> State {
     let pc = context.machine.rip;
     let (start, end) = text();
     let mut retry = None;
@@ -101,8 +114,8 @@ pub fn program_state(context: &mut Context, slot: &mut Slot) -> State {
     } else {
         context.machine.rip = sites::visible(pc);
     }
-    let vdso = &control::life().vdso;
-    if (vdso.base..vdso.base + vdso.bytes).contains(&context.machine.rip) {
+    let [base, bytes] = vdso;
+    if (base..base + bytes).contains(&context.machine.rip) {
         restart_vdso(context, slot);
         retry = None;
     }

@@ -408,6 +408,9 @@ fn finish(boot: &Boot, mask: u64) {
         header.pid.store(process::pid(), Ordering::Relaxed);
         header.shim_start = start;
         header.revive = crate::revive::revive as *const () as u64;
+        header.outside = crate::outside::lead as *const () as u64;
+        [header.exit_first, header.exit_end] = place::last_of_thread();
+        crate::outside::note_life(header);
         if header.created_ns == 0 {
             header.created_ns = time::now(libc::CLOCK_REALTIME) as u64;
         }

@@ -63,6 +63,19 @@ pub fn set_life(vdso: &Vdso) {
     }
 }
 
+/// Replaces an earlier life's vdso in the mapping table by this one's. The caller is the only user of the table.
+pub fn renew(tree: &mut MapTree<'_>) {
+    let mut at = 0;
+    while let Some(run) = tree.at_or_after(at) {
+        at = run.end;
+        if run.attr.kind == Kind::Volatile && !control::is_ours(run.start) {
+            let _ = tree.clear(run.start, run.end);
+        }
+    }
+    let vdso = &control::life().vdso;
+    let _ = tree.set(vdso.base - vdso.variables, vdso.base + vdso.bytes, VOLATILE);
+}
+
 /// Moves special pages, mapping by mapping: each page run is a mapping of its own to the kernel.
 fn move_pages(from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;

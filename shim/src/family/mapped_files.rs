@@ -33,7 +33,7 @@ pub fn refresh(journal: &[u8]) -> Result<(), Failure> {
             Ok(stat) if stat.st_ino == record.inode && stat.st_dev == record.device => identify(record, &stat),
             // Rights that the program has given up do not take the file's name away.
             Err(Errno(libc::EACCES)) => {}
-            _ => keep(&tree, index as u32, record, journal)
+            _ => keep(index as u32, record, journal, false, &parts_of(&tree, index as u32))
                 .map_err(|error| Failure::about(path_of(record)).text(b"mapped, and cannot be kept: ").errno(error))?,
         }
     }
@@ -51,8 +51,39 @@ fn identify(record: &mut FileRecord, stat: &libc::stat) {
     record.mtime_ns = mtime_ns(stat);
 }
 
-/// Gives a mapped file without a name one in the region.
-fn keep(tree: &MapTree<'_>, index: u32, record: &mut FileRecord, journal: &[u8]) -> Result<(), Errno> {
+/// What is mapped of a file: calls its argument with each part.
+pub type Parts<'a> = dyn Fn(&mut dyn FnMut(Part) -> Result<(), Errno>) -> Result<(), Errno> + 'a;
+
+/// A mapped part of a file.
+#[derive(Clone, Copy)]
+pub struct Part {
+    /// Where.
+    pub start: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Offset in the file.
+    pub offset: u64,
+    /// Whether the program may read it, in a shared mapping.
+    pub readable: bool,
+}
+
+/// The parts of a file by the mapping table.
+fn parts_of<'a>(
+    tree: &'a MapTree<'_>,
+    index: u32,
+) -> impl Fn(&mut dyn FnMut(Part) -> Result<(), Errno>) -> Result<(), Errno> + 'a {
+    move |each| {
+        let ours = |run: &Mapping| run.attr.kind.is_file() && run.attr.file == index;
+        tree.iter().filter(ours).try_for_each(|run| {
+            let shared = run.attr.kind != Kind::FilePrivate;
+            let readable = shared && i32::from(run.attr.prot) & libc::PROT_READ != 0;
+            each(Part { start: run.start, bytes: run.bytes(), offset: run.attr.offset, readable })
+        })
+    }
+}
+
+/// Gives a mapped file without a name one in the region, and says so in its record. `there`: it has been copied.
+pub fn keep(index: u32, record: &mut FileRecord, journal: &[u8], there: bool, parts: &Parts<'_>) -> Result<(), Errno> {
     let directory = control::life().descriptors.directory;
     let mut name = fs::Path::new();
     name.push(FILES_DIR.as_bytes()).push(b"/");
@@ -60,10 +91,10 @@ fn keep(tree: &MapTree<'_>, index: u32, record: &mut FileRecord, journal: &[u8])
         Some(kept) => name.push(kept),
         None => name.push(b"mapped-").push_number(u64::from(index)),
     };
-    if kept_descriptor(journal, record).is_none() {
+    if !there && kept_descriptor(journal, record).is_none() {
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC | libc::O_NOFOLLOW;
         let file = fs::open_at(directory, &name, flags, 0o600)?;
-        let copied = copy_mapped(tree, index, record.size, file);
+        let copied = copy_mapped(record.size, file, parts);
         fs::close(file)?;
         copied?;
     }
@@ -101,28 +132,25 @@ fn kept_descriptor<'j>(journal: &'j [u8], record: &FileRecord) -> Option<&'j [u8
 }
 
 /// Writes every mapped part of a file to `file`.
-fn copy_mapped(tree: &MapTree<'_>, index: u32, size: u64, file: i32) -> Result<(), Errno> {
+fn copy_mapped(size: u64, file: i32, parts: &Parts<'_>) -> Result<(), Errno> {
     fs::truncate(file, size)?;
-    let ours = |run: &Mapping| run.attr.kind.is_file() && run.attr.file == index;
-    for run in tree.iter().filter(ours) {
-        let end = size.min(run.attr.offset + run.bytes());
-        let Some(bytes) = end.checked_sub(run.attr.offset).filter(|&bytes| bytes > 0) else { continue };
-        let private = run.attr.kind == Kind::FilePrivate;
+    parts(&mut |part| {
+        let end = size.min(part.offset + part.bytes);
+        let Some(bytes) = end.checked_sub(part.offset).filter(|&bytes| bytes > 0) else { return Ok(()) };
         // SAFETY: a window at an address of the kernel's choice; a page that cannot be read stays zero. Nothing of
         // the program runs any more, so its protection may change.
         unsafe {
-            if i32::from(run.attr.prot) & libc::PROT_READ == 0 || private {
-                mm::mprotect(run.start, run.bytes(), libc::PROT_READ)?;
+            if !part.readable {
+                mm::mprotect(part.start, part.bytes, libc::PROT_READ)?;
             }
             let prot = libc::PROT_READ | libc::PROT_WRITE;
-            let window = mm::mmap(0, bytes, prot, libc::MAP_SHARED, file, run.attr.offset)?;
+            let window = mm::mmap(0, bytes, prot, libc::MAP_SHARED, file, part.offset)?;
             let mut at = 0;
             while at < bytes {
-                let _ = user::copy(window + at, run.start + at, PAGE as usize);
+                let _ = user::copy(window + at, part.start + at, PAGE as usize);
                 at += PAGE;
             }
-            mm::munmap(window, bytes)?;
+            mm::munmap(window, bytes)
         }
-    }
-    Ok(())
+    })
 }

@@ -11,6 +11,7 @@
 use super::{ahead, memory_map, memory_move, spares};
 use crate::control::{self, Lock};
 use crate::gate::{Result64, error, raw};
+use core::sync::atomic::Ordering;
 use zhuque_abi::header::Globals;
 use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
 use zhuque_abi::life::boot_flag;
@@ -37,7 +38,11 @@ impl Memory {
     pub fn lock() -> Memory {
         let lock = Lock::memory();
         // SAFETY: the lock makes this the only user of tree and nodes.
-        let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+        let mut tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+        let stale = &control::life().stale_table;
+        if stale.load(Ordering::Relaxed) != 0 && stale.swap(0, Ordering::Relaxed) != 0 {
+            crate::entry::vdso::renew(&mut tree);
+        }
         Memory { tree, globals: control::globals(), _lock: lock }
     }
 }

@@ -356,7 +356,7 @@ pub fn report_daemons() {
 /// At a resume: every child of the program is gone; those that had not ended have been ended by the failure. Post-commit.
 /// How many those are. Nobody hears of them if the program does not want to wait for children.
 pub fn lose_children() -> u32 {
-    let action = super::signals::action(libc::SIGCHLD as u32);
+    let (action, _) = super::signals::action_now(libc::SIGCHLD as u32);
     KILLED.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     if action.handler == libc::SIG_IGN as u64 {
         children().fill(Child::default());

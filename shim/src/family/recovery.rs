@@ -23,6 +23,16 @@ pub fn keep(generation: u64) {
     unsafe { (*control::globals()).recovery.store(generation, Ordering::Release) };
 }
 
+/// Remembers a recovery signal for this thread, which is in no state to take it: as if it had been sent to it. A program
+/// that has sent one itself already finds the other one behind it.
+pub fn give(slot: &mut Slot, generation: u64) {
+    if slot.own_power.load(Ordering::Acquire) != 0 {
+        return keep(generation);
+    }
+    slot.own_power_info = info(generation);
+    slot.own_power.store(1, Ordering::Release);
+}
+
 /// Remembers a SIGPWR that the program sends to its thread with the kernel's id `tid`, and tells the thread to look. One
 /// can be pending; another is dropped, as the kernel does with signals of this kind. False: no such thread.
 pub fn send(tid: u32, info: SigInfo) -> bool {

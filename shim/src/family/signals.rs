@@ -64,6 +64,18 @@ pub fn action(signal: u32) -> Action {
     }
 }
 
+/// The program's action while nobody can finish a change of it: in a new life, before its threads run. False: it is in
+/// the middle of one, by a thread that was taken from outside.
+pub fn action_now(signal: u32) -> (Action, bool) {
+    let index = (signal as usize).wrapping_sub(1).min(63);
+    // SAFETY: as in `action`; any bytes are an action.
+    unsafe {
+        let globals = control::globals();
+        let whole = (&(*globals).action_sequence)[index].load(Ordering::Acquire) & 1 == 0;
+        (core::ptr::read_volatile(&raw const (*globals).actions[index]), whole)
+    }
+}
+
 /// Stores the program's action. The caller holds the state lock, or is the only one who can change this signal now.
 fn store_action(signal: u32, value: Action) {
     let index = (signal as usize - 1).min(63);
@@ -132,7 +144,11 @@ pub fn adopt() {
 /// Puts every action back into the kernel, in a new life.
 pub fn revive() {
     for n in (1..=64).filter(|&n| n != SIGKILL && n != SIGSTOP) {
-        let _ = apply(n, &action(n));
+        let _ = match action_now(n) {
+            (action, true) => apply(n, &action),
+            // Whoever changes it tells the kernel at its end. A signal that comes before that waits for it.
+            (action, false) => install(n, action.flags),
+        };
     }
 }
 
@@ -220,7 +236,7 @@ fn push_frame(slot: &mut Slot, program: &Program, action: &Action, context: &mut
     shown.machine.extended = if extended_bytes == 0 { 0 } else { extended };
     shown.mask = program.mask & !NEVER_BLOCKED | slot.extra_mask;
     let mut info = program.info;
-    virtual_sender(&mut info);
+    virtual_sender(&mut info, slot);
     let frame = SignalFrame { restorer: action.restorer, context: shown, info };
     // SAFETY: both targets are memory of the program's, on its stack; a fault is reported.
     unsafe {
@@ -247,10 +263,10 @@ fn push_frame(slot: &mut Slot, program: &Program, action: &Action, context: &mut
 }
 
 /// The sender's ids as the program knows them, where it is the program itself.
-pub fn virtual_sender(info: &mut SigInfo) {
+pub fn virtual_sender(info: &mut SigInfo, slot: &Slot) {
     let code = (info[1] & 0xffff_ffff) as i32;
-    let life = control::life();
-    if code <= 0 && (info[2] & 0xffff_ffff) as u32 == life.pid {
+    let (life, sender) = (control::life(), (info[2] & 0xffff_ffff) as u32);
+    if code <= 0 && (sender == life.pid || sender != 0 && sender == slot.old_pid) {
         // SAFETY: the field is constant after start.
         let pid = unsafe { (*control::header()).virtual_pid };
         info[2] = info[2] & !0xffff_ffff | u64::from(pid);

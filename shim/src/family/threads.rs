@@ -9,7 +9,7 @@ use crate::context::AlternateStack;
 use crate::control::{self, Lock};
 use crate::entry::{asm::zhuque_clone, handler::NEVER_BLOCKED, place};
 use crate::gate::{Outcome, Result64, error, raw, wait_call};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, compiler_fence};
 use zhuque_abi::header::{Phase, phase_word};
 use zhuque_abi::layout::{GATE_STACK_TOP, MAX_THREADS, SIGNAL_STACK, SIGNAL_STACK_BYTES, SLOT_STRIDE};
 use zhuque_abi::slot::{Slot, pending, state};
@@ -145,17 +145,36 @@ fn get_robust_list(slot: &Slot, a: [u64; 6]) -> Result64 {
     Ok(0)
 }
 
-/// rseq(2): passed on and noted.
+/// rseq(2): noted and passed on, in this order: a life that begins between the two has made the registration, or has not
+/// made it, as the note says.
 fn rseq(slot: &mut Slot, a: [u64; 6]) -> Result64 {
-    let result = raw(libc::SYS_rseq, a)?;
-    if a[2] & 1 != 0 {
-        slot.rseq = 0;
-    } else {
-        slot.rseq = a[0];
-        slot.rseq_bytes = a[1] as u32;
-        slot.rseq_signature = a[3] as u32;
+    const UNREGISTER: u64 = 1;
+    let before = (slot.rseq, slot.rseq_bytes, slot.rseq_signature);
+    let (given, removes) = ((a[0], a[1] as u32, a[3] as u32), a[2] & UNREGISTER != 0);
+    let noted = if removes && before == given { (0, 0, 0) } else { given };
+    let changes = if removes { before == given } else { before.0 == 0 };
+    if changes {
+        note_rseq(slot, noted);
     }
-    Ok(result)
+    match raw(libc::SYS_rseq, a) {
+        // It is as the note says already.
+        Err(Errno(libc::EBUSY)) if changes && !removes => Ok(0),
+        Err(Errno(libc::EINVAL)) if changes && removes => Ok(0),
+        Err(error) if changes => {
+            note_rseq(slot, before);
+            Err(error)
+        }
+        result => result,
+    }
+}
+
+/// The address last when there is one, first when there is none: it makes the note one.
+fn note_rseq(slot: &mut Slot, (address, bytes, signature): (u64, u32, u32)) {
+    slot.rseq = 0;
+    compiler_fence(Ordering::Release);
+    (slot.rseq_bytes, slot.rseq_signature) = (bytes, signature);
+    compiler_fence(Ordering::Release);
+    slot.rseq = address;
 }
 
 /// prctl(2): what would undo the gate is refused.
@@ -185,12 +204,19 @@ fn prctl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
 fn membarrier(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     /// MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, and PRIVATE_EXPEDITED, its SYNC_CORE and its RSEQ.
     const REGISTER: u64 = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8;
-    let result = wait_call(slot, libc::SYS_membarrier, a)?;
-    if a[0] & REGISTER != 0 && slot.borrowed == 0 {
-        // SAFETY: an atomic field.
-        unsafe { (*control::globals()).membarrier.fetch_or(a[0] as u32, Ordering::Relaxed) };
+    let registers = a[0] & REGISTER != 0 && slot.borrowed == 0;
+    // SAFETY: an atomic field.
+    let known = unsafe { &(*control::globals()).membarrier };
+    let before = known.load(Ordering::Relaxed);
+    if registers {
+        // Before the kernel knows: it can be told twice.
+        known.fetch_or(a[0] as u32, Ordering::Relaxed);
     }
-    Ok(result)
+    let result = wait_call(slot, libc::SYS_membarrier, a);
+    if registers && result.is_err() {
+        known.fetch_and(!(a[0] as u32) | before, Ordering::Relaxed);
+    }
+    result
 }
 
 /// exit_group(2): the program's end.
@@ -221,14 +247,20 @@ fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
     slot.state.store(state::EXITING, Ordering::Release);
     control::life_thread(slot.index as usize).tid.store(0, Ordering::Release);
     drop(lock);
-    // SAFETY: from here to the kernel's exit nothing of the program runs on this thread, so the kernel may do what the
-    // program has asked for: walk the robust list and clear the thread id.
+    register_for_exit(slot);
+    // SAFETY: nothing of the program runs on this thread any more.
+    unsafe { zhuque_exit_thread(slot.state.as_ptr()) }
+}
+
+/// From here to the kernel's exit nothing of the program runs on this thread, so the kernel may do what the program has
+/// asked for: walk the robust list and clear the thread id.
+pub fn register_for_exit(slot: &Slot) {
+    // SAFETY: the program's own list and word.
     unsafe {
         if slot.robust_list != 0 {
             process::set_robust_list(slot.robust_list, slot.robust_bytes);
         }
         process::set_tid_address(slot.clear_tid);
-        zhuque_exit_thread(slot.state.as_ptr())
     }
 }
 
@@ -336,7 +368,9 @@ fn new_thread(slot: &mut Slot, c: Clone) -> Result64 {
         child.state.store(state::FREE, Ordering::Release);
         error(-result as i32)
     } else {
-        control::life_thread(child.index as usize).tid.store(result as u32, Ordering::Release);
+        // It may have said so itself already, in a life where it has another one.
+        let tid = &control::life_thread(child.index as usize).tid;
+        let _ = tid.compare_exchange(0, result as u32, Ordering::AcqRel, Ordering::Acquire);
         let shown = ids::assign(child, result as u32);
         if c.flags & CLONE_PARENT_SETTID != 0 {
             // SAFETY: the program's memory.

@@ -1,0 +1,152 @@
+/* The calls that change what the gate keeps, or what the kernel keeps for the program, one after the other, each with a
+ * look at what has become of it: wherever a failure comes, a call has been made or it has not.
+ *
+ * gate [ROUNDS] */
+#include "guest.h"
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#define PAGE 4096ul
+
+static uint64_t digest;
+static volatile sig_atomic_t handled;
+
+static void fill(char *at, size_t bytes, char with) { memset(at, with, bytes); }
+
+static void holds(const char *at, size_t bytes, char what) {
+    for (size_t i = 0; i < bytes; i += 64) CHECK(at[i] == what);
+}
+
+/* Whether a page is mapped, without touching it. */
+static int mapped(void *page) {
+    unsigned char resident;
+    int result = mincore(page, PAGE, &resident);
+    CHECK(result == 0 || errno == ENOMEM);
+    return result == 0;
+}
+
+static void memory(int round) {
+    const int rw = PROT_READ | PROT_WRITE, anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
+    char *a = mmap(NULL, 16 * PAGE, rw, anonymous, -1, 0);
+    CHECK(a != MAP_FAILED);
+    holds(a, 16 * PAGE, 0);
+    fill(a, 16 * PAGE, 'a');
+    CHECK(munmap(a + 4 * PAGE, 4 * PAGE) == 0);
+    CHECK(!mapped(a + 4 * PAGE) && !mapped(a + 7 * PAGE) && mapped(a + 3 * PAGE) && mapped(a + 8 * PAGE));
+    CHECK(mprotect(a + 2 * PAGE, PAGE, PROT_READ) == 0);
+    CHECK(mprotect(a + 2 * PAGE, PAGE, rw) == 0);
+    holds(a, 4 * PAGE, 'a');
+    char *b = mremap(a + 8 * PAGE, 8 * PAGE, 24 * PAGE, MREMAP_MAYMOVE);
+    CHECK(b != MAP_FAILED);
+    holds(b, 8 * PAGE, 'a');
+    holds(b + 8 * PAGE, 16 * PAGE, 0);
+    b[23 * PAGE] = 'z';
+    CHECK(mremap(b, 24 * PAGE, 2 * PAGE, 0) == b && !mapped(b + 2 * PAGE));
+    char *c = mmap(a + 4 * PAGE, 2 * PAGE, rw, anonymous | MAP_FIXED, -1, 0);
+    CHECK(c == a + 4 * PAGE);
+    holds(c, 2 * PAGE, 0);
+    fill(c, 2 * PAGE, 'c');
+    CHECK(madvise(a, PAGE, MADV_DONTNEED) == 0);
+    holds(a, PAGE, 0);
+    char *reserved = mmap(NULL, 64 * PAGE, PROT_NONE, anonymous | MAP_NORESERVE, -1, 0);
+    CHECK(reserved != MAP_FAILED && mprotect(reserved + PAGE, PAGE, rw) == 0);
+    reserved[PAGE] = (char)round;
+    CHECK(munmap(reserved, 64 * PAGE) == 0);
+    for (int i = 0; i < 6; i++) digest = mix(digest, (unsigned char)a[i * PAGE]);
+    CHECK(munmap(a, 6 * PAGE) == 0 && munmap(b, 2 * PAGE) == 0);
+    char *old = sbrk(0);
+    CHECK(sbrk(5 * PAGE + 100) == old);
+    holds(old, 5 * PAGE, 0);
+    fill(old, 5 * PAGE, 'h');
+    CHECK(brk(old) == 0 && sbrk(0) == old);
+}
+
+static void files(void) {
+    int one = open("gate.file", O_CREAT | O_RDWR | O_TRUNC | O_APPEND, 0600);
+    CHECK(one >= 0 && write(one, "0123456789", 10) == 10);
+    int two = dup(one), three = fcntl(one, F_DUPFD_CLOEXEC, 40);
+    CHECK(two > one && three == 40 && (fcntl(three, F_GETFD) & FD_CLOEXEC));
+    CHECK(dup2(one, 30) == 30 && lseek(30, 3, SEEK_SET) == 3 && lseek(two, 0, SEEK_CUR) == 3);
+    char *mapping = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, one, 0);
+    CHECK(mapping != MAP_FAILED && memcmp(mapping, "0123456789", 10) == 0);
+    char *private = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, one, 0);
+    CHECK(private != MAP_FAILED && private[9] == '9');
+    private[9] = 'x';
+    CHECK(mapping[9] == '9' && munmap(mapping, PAGE) == 0 && private[9] == 'x' && munmap(private, PAGE) == 0);
+    CHECK(close(one) == 0 && close(two) == 0 && close(30) == 0 && close(40) == 0);
+    CHECK(close(one) == -1 && errno == EBADF && fcntl(40, F_GETFD) == -1 && errno == EBADF);
+    CHECK(unlink("gate.file") == 0);
+}
+
+static void sockets(void) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = "gate.socket"};
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0), client = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(listener >= 0 && client > listener);
+    CHECK(bind(listener, (void *)&name, sizeof name) == 0 && listen(listener, 4) == 0);
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = 7};
+    CHECK(epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event) == 0);
+    CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event) == -1 && errno == EEXIST);
+    event.data.u64 = 8;
+    CHECK(epoll_ctl(epoll, EPOLL_CTL_MOD, listener, &event) == 0 && epoll_wait(epoll, &event, 1, 0) == 0);
+    CHECK(epoll_ctl(epoll, EPOLL_CTL_DEL, listener, NULL) == 0);
+    CHECK(epoll_ctl(epoll, EPOLL_CTL_DEL, listener, NULL) == -1 && errno == ENOENT);
+    CHECK(close(epoll) == 0 && close(client) == 0 && close(listener) == 0 && unlink("gate.socket") == 0);
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 && write(pair[0], "ping", 4) == 4);
+    char text[8];
+    CHECK(read(pair[1], text, sizeof text) == 4 && memcmp(text, "ping", 4) == 0);
+    CHECK(close(pair[0]) == 0 && read(pair[1], text, sizeof text) == 0 && close(pair[1]) == 0);
+}
+
+static void note(int signal) { handled += signal; }
+
+static void signals(void) {
+    struct sigaction action = {.sa_handler = note, .sa_flags = SA_RESTART}, old;
+    handled = 0;
+    CHECK(sigaction(SIGUSR1, &action, &old) == 0 && old.sa_handler == SIG_DFL);
+    CHECK(raise(SIGUSR1) == 0 && handled == SIGUSR1);
+    action.sa_handler = SIG_IGN;
+    CHECK(sigaction(SIGUSR1, &action, &old) == 0 && old.sa_handler == note);
+    CHECK(raise(SIGUSR1) == 0 && handled == SIGUSR1);
+    action.sa_handler = SIG_DFL;
+    CHECK(sigaction(SIGUSR1, &action, &old) == 0 && old.sa_handler == SIG_IGN);
+    sigset_t set, before;
+    CHECK(sigemptyset(&set) == 0 && sigaddset(&set, SIGUSR2) == 0);
+    CHECK(pthread_sigmask(SIG_BLOCK, &set, &before) == 0 && raise(SIGUSR2) == 0);
+    CHECK(sigpending(&before) == 0 && sigismember(&before, SIGUSR2));
+    int taken = 0;
+    CHECK(sigwait(&set, &taken) == 0 && taken == SIGUSR2);
+    CHECK(pthread_sigmask(SIG_UNBLOCK, &set, NULL) == 0);
+}
+
+static void *thread(void *value) {
+    sched_yield();
+    return (char *)value + 1;
+}
+
+static void threads(void) {
+    pthread_t all[3];
+    for (long i = 0; i < 3; i++) CHECK(pthread_create(&all[i], NULL, thread, (void *)(i * 10)) == 0);
+    for (long i = 0; i < 3; i++) {
+        void *result;
+        CHECK(pthread_join(all[i], &result) == 0);
+        digest = mix(digest, (uint64_t)result);
+    }
+}
+
+int main(int count, char **values) {
+    long rounds = argument(count, values, 1, 3);
+    for (long round = 0; round < rounds; round++) {
+        memory((int)round);
+        files();
+        sockets();
+        signals();
+        threads();
+    }
+    printf("%016lx\n", digest);
+    return 0;
+}

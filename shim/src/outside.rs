@@ -1,0 +1,235 @@
+//! A save from outside: a tracer has stopped every thread at whatever instruction it was, the gate's own included, has
+//! written each one's registers into its slot as the kernel would have pushed them (`zhuque_capture`), and has sent one
+//! thread here. It writes down what only the kernel holds and commits, as the leader of any save does.
+//!
+//! What differs: nobody has come to the end of what it was doing. The mapping table may be in the middle of a change, so
+//! the kernel's own list of mappings goes into the journal and a resume follows that; a thread that was in the gate goes
+//! on inside it ([`go_on`]), and finds the kernel as it had left it. No lock is taken here: who holds one stands still.
+//!
+//! Neighbours: `save` (the rest of the leader's work), `revive`, `entry::place` (where a thread was).
+#![allow(unsafe_code)]
+
+use crate::context::Context;
+use crate::control;
+use crate::entry::maps::{self, Entry};
+use crate::entry::{
+    handler,
+    place::{self, State},
+};
+use crate::family::mapped_files::{self, Part};
+use crate::family::memory_files::mtime_ns;
+use crate::family::{Failure, recovery};
+use crate::journal::Journal;
+use crate::save;
+use core::sync::atomic::Ordering;
+use zhuque_abi::codec::Records;
+use zhuque_abi::header::{FileRecord, Header, How};
+use zhuque_abi::journal::{Backing, Mapped, Record};
+use zhuque_abi::layout::{MAX_FILES, SIGNAL_STACK_BYTES, SLICES};
+use zhuque_abi::life::{parked, stop};
+use zhuque_abi::slot::{Slot, pending, state};
+use zhuque_sys::{Errno, fs, mm, process, signal};
+
+/// Where the tracer sends the thread that leads, on the life's scratch stack, with every signal blocked. Its GS base is
+/// its slot.
+///
+/// # Safety
+/// Called so only.
+pub unsafe extern "C" fn lead() -> ! {
+    let life = control::life();
+    let (scratch, bytes) = control::scratch();
+    // The thread's own signal stack has its frame: faults of copies get another one.
+    // SAFETY: the memory between the families' scratch and this stack is nobody's.
+    let _ = unsafe { signal::set_alternate_stack(scratch + bytes / 2, SIGNAL_STACK_BYTES, 0) };
+    signal::set_mask(!handler::FAULTS);
+    save::announce();
+    // SAFETY: everything stands still.
+    let suspended = |slot: *mut Slot| unsafe { (*slot).suspended != 0 || (*slot).borrowed != 0 };
+    if life.stop.swap(stop::SAVE, Ordering::AcqRel) != stop::NONE || taken().any(suspended) {
+        save::unsaved_outside(b"a fork was under way");
+    }
+    for slot in taken() {
+        // SAFETY: constant while the slot is in use.
+        let index = unsafe { (*slot).index };
+        control::life_thread(index as usize).parked.store(parked::SAVED, Ordering::Release);
+        life.saved.fetch_add(1, Ordering::AcqRel);
+    }
+    save::lead_outside()
+}
+
+/// At the beginning of a life: what a tracer and the next life have to know of it.
+pub fn note_life(header: &mut Header) {
+    let life = control::life();
+    header.how = How::Inside as u32;
+    header.vdso = [life.vdso.base, life.vdso.bytes];
+    header.descriptors = life.descriptors.first;
+}
+
+/// The slots whose threads have been taken.
+fn taken() -> impl Iterator<Item = *mut Slot> {
+    // SAFETY: everything stands still.
+    (0..control::slots())
+        .map(control::slot)
+        .filter(|&slot| unsafe { (*slot).state.load(Ordering::Relaxed) != state::FREE && (*slot).saved.frame != 0 })
+}
+
+/// Whether the region was saved from outside, or is being.
+pub fn is_outside() -> bool {
+    // SAFETY: only read; written before anything else runs.
+    unsafe { core::ptr::read_volatile(&raw const (*control::header()).how) == How::Outside as u32 }
+}
+
+/// Writes down what is mapped, as the kernel says; behind the descriptors, which may have kept a mapped file already.
+pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure> {
+    let failed = |error| Failure::new(b"what is mapped: ").errno(error);
+    let text = maps::read_whole(b"/proc/thread-self/maps", scratch).map_err(failed)?;
+    let mut inodes = [0u64; SLICES];
+    for (inode, &fd) in inodes.iter_mut().zip(&control::life().descriptors.slices) {
+        *inode = fs::stat_fd(fd).map_err(failed)?.st_ino;
+    }
+    let mut mappings = Mappings { text, inodes, kept: [false; MAX_FILES] };
+    for entry in maps::entries(text).filter(|entry| !control::is_ours(entry.start) && !of_this_life(entry)) {
+        mappings.describe(journal, &entry)?;
+    }
+    Ok(())
+}
+
+/// The kernel's own: vdso and its variables, the page of the old system calls.
+fn of_this_life(entry: &Entry<'_>) -> bool {
+    entry.name.starts_with(b"[v")
+}
+
+/// What is mapped, as it is written down.
+struct Mappings<'t> {
+    /// /proc/PID/maps.
+    text: &'t [u8],
+    /// Of the slices.
+    inodes: [u64; SLICES],
+    /// Files of the file table that have been given a name.
+    kept: [bool; MAX_FILES],
+}
+
+impl Mappings<'_> {
+    fn describe(&mut self, journal: &mut Journal, entry: &Entry<'_>) -> Result<(), Failure> {
+        let put = |journal: &mut Journal, backing| {
+            let prot = entry.prot as u32;
+            journal.put(&Record::Mapping(Mapped { start: entry.start, end: entry.end, prot, backing }))
+        };
+        if entry.inode == 0 {
+            if entry.shared || entry.prot != 0 {
+                let failure = Failure::new(b"memory of no file at ").number(entry.start);
+                return Err(failure.text(b" cannot be kept from outside"));
+            }
+            return put(journal, Backing::Reserve);
+        }
+        if let Some(index) = self.slice(entry) {
+            return put(journal, Backing::Slice { index, offset: entry.offset });
+        }
+        let mut path = fs::Path::new();
+        path.push(entry.name);
+        let (offset, shared) = (entry.offset, entry.shared);
+        if let Ok(stat) = fs::stat_at(libc::AT_FDCWD, &path, 0)
+            && stat.st_ino == entry.inode
+        {
+            let identity = [stat.st_dev, stat.st_ino, stat.st_size as u64, mtime_ns(&stat)];
+            let writable = shared && listed(entry).any(|(_, file)| read_write(file));
+            return put(journal, Backing::File { path: entry.name, identity, offset, shared, writable });
+        }
+        let record = self.keep(journal, entry)?;
+        let path = record.path.get(..record.path_bytes as usize).unwrap_or(&[]);
+        let identity = [record.device, record.inode, record.size, record.mtime_ns];
+        put(journal, Backing::File { path, identity, offset, shared, writable: shared })
+    }
+
+    /// The number of the slice that it is a mapping of.
+    fn slice(&self, entry: &Entry<'_>) -> Option<u32> {
+        let is_slice = |&(index, &inode): &(usize, &u64)| {
+            let mut name = *b"/slice-00";
+            name[7] += (index / 10) as u8;
+            name[8] += (index % 10) as u8;
+            inode == entry.inode && entry.shared && entry.name.ends_with(&name)
+        };
+        self.inodes.iter().enumerate().find(is_slice).map(|(index, _)| index as u32)
+    }
+
+    /// Gives a mapped file without a name one in the region: the record says which. The file table stays as it is.
+    fn keep(&mut self, journal: &Journal, entry: &Entry<'_>) -> Result<FileRecord, Failure> {
+        let unknown = Failure::about(entry.name).text(b"mapped, and not known by name");
+        let (index, mut record) = listed(entry).next().map(|(index, file)| (index, *file)).ok_or(unknown)?;
+        let there = core::mem::replace(&mut self.kept[index], true);
+        let parts = |each: &mut dyn FnMut(Part) -> Result<(), Errno>| {
+            maps::entries(self.text).filter(|other| other.inode == entry.inode).try_for_each(|part| {
+                let readable = part.shared && part.prot & 1 != 0;
+                each(Part { start: part.start, bytes: part.end - part.start, offset: part.offset, readable })
+            })
+        };
+        mapped_files::keep(index as u32, &mut record, journal.written(), there, &parts)
+            .map_err(|error| Failure::about(entry.name).text(b"mapped, and cannot be kept: ").errno(error))?;
+        Ok(record)
+    }
+}
+
+/// The entries of the file table that a mapping may be of, with their indices.
+fn listed<'e>(entry: &'e Entry<'_>) -> impl Iterator<Item = (usize, &'static FileRecord)> + 'e {
+    // SAFETY: everything stands still.
+    let (files, used) = unsafe { (control::files(), (*control::globals()).files as usize) };
+    files.iter().enumerate().take(used + 1).skip(1).filter(|(_, file)| file.inode == entry.inode)
+}
+
+fn read_write(file: &FileRecord) -> bool {
+    file.access & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
+}
+
+/// Whether a private mapping of a file was at `address`.
+pub fn private_file(journal: &[u8], address: u64) -> bool {
+    mapped(journal).any(|run| {
+        (run.start..run.end).contains(&address) && matches!(run.backing, Backing::File { shared: false, .. })
+    })
+}
+
+/// Gives what lies in a range the protection that it had.
+pub fn protect_again(journal: &[u8], start: u64, end: u64) -> Result<(), Errno> {
+    for run in mapped(journal).filter(|run| run.start < end && start < run.end) {
+        let (start, end) = (run.start.max(start), run.end.min(end));
+        // SAFETY: the program's own memory, and nobody runs yet.
+        unsafe { mm::mprotect(start, end - start, run.prot as i32) }?;
+    }
+    Ok(())
+}
+
+/// What was mapped, by the journal.
+pub fn mapped(journal: &[u8]) -> impl Iterator<Item = Mapped<'_>> {
+    Records::new(journal).flatten().filter_map(|record| match record {
+        Record::Mapping(run) => Some(run),
+        _ => None,
+    })
+}
+
+/// Whether the program may have a shared mapping of a file: by the file table, which says what was mapped at some time.
+pub fn mapped_shared(device: u64, inode: u64) -> bool {
+    // SAFETY: everything stands still.
+    let (files, used) = unsafe { (control::files(), (*control::globals()).files as usize) };
+    files.iter().take(used + 1).skip(1).any(|file| file.device == device && file.inode == inode)
+}
+
+/// A revived thread that was taken from outside: makes its frame the program's state, if that is where it was. One in the
+/// gate's own work goes on with that, and takes what waits for it at its end. `recovers`: the recovery signal is its.
+pub fn go_on(slot: &mut Slot, context: &mut Context, recovers: bool) {
+    let life = control::life();
+    slot.saved.outside = 0;
+    if recovers {
+        recovery::give(slot, life.generation);
+    }
+    match place::program_state_in(context, slot, life.vdso_before) {
+        State::Critical => {
+            slot.old_pid = life.pid_before;
+            slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
+        }
+        State::Program(retry) => {
+            handler::take_up(slot, retry, context);
+            if recovery::waits(slot) {
+                let _ = signal::send(life.pid, process::tid(), libc::SIGPWR as u32);
+            }
+        }
+    }
+}
