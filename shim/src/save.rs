@@ -421,10 +421,24 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
         file_sync: life.flags & boot_flag::FILE_SYNC != 0,
         power: true,
         backlog: &|_| None,
+        connecting: &connecting,
         mapped_shared: &|device, inode| process_state::mapped_shared(device, inode),
     };
     family::capture(&mut capture)?;
     family::mapped_files::refresh(journal.written())
+}
+
+/// Whether a thread was in connect(2) of this descriptor, which a resume issues again. Everything stands still.
+fn connecting(fd: i32) -> bool {
+    (0..control::slots()).any(|index| {
+        // SAFETY: nobody writes to slots any more, and the frame of a saved thread lies in its slot.
+        unsafe {
+            let slot = &*control::slot(index);
+            let (saved, live) = (&slot.saved, slot.state.load(Ordering::Relaxed) == state::LIVE);
+            let again = saved.retry.valid != 0 && saved.retry.number == libc::SYS_connect as u64;
+            live && again && saved.frame != 0 && (*(saved.frame as *const Context)).machine.rdi as i32 == fd
+        }
+    })
 }
 
 /// Makes the save true: checksums, header, then the one store.
