@@ -11,7 +11,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::time::TimeSpec;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use zhuque_abi::header::Phase;
 
@@ -22,6 +21,7 @@ use crate::region::Region;
 use crate::render;
 use crate::report::{complain, note};
 use crate::signals::{Event, Signals};
+use crate::sys;
 use crate::watch::Watch;
 
 /// How long the shim may take to come up.
@@ -173,28 +173,22 @@ impl<'a> Supervisor<'a> {
 
     /// Takes every status that there is; the program's end, if it is among them.
     fn reap(&mut self) -> anyhow::Result<Option<End>> {
-        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::__WALL;
-        loop {
-            match waitpid(None, Some(flags)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => return Ok(None),
-                Ok(WaitStatus::Exited(pid, status)) if pid == self.child => {
-                    return Ok(Some(End::Exited(status)));
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.child => {
-                    return Ok(Some(End::Killed(signal as i32)));
-                }
-                Ok(WaitStatus::Stopped(pid, signal)) if pid == self.child => self.stop_with(signal),
-                // An orphan of the program.
-                Ok(_) => {}
-                Err(errno) => return Err(errno.into()),
+        while let Some((pid, status)) = sys::reap()? {
+            // Others are orphans of the program.
+            match pid == self.child.as_raw() {
+                true if libc::WIFEXITED(status) => return Ok(Some(End::Exited(libc::WEXITSTATUS(status)))),
+                true if libc::WIFSIGNALED(status) => return Ok(Some(End::Killed(libc::WTERMSIG(status)))),
+                true if libc::WIFSTOPPED(status) => self.stop_with(libc::WSTOPSIG(status)),
+                _ => {}
             }
         }
+        Ok(None)
     }
 
     /// The program was stopped by the terminal: the shell waits for us to stop as well. (A program that somebody
     /// stopped with SIGSTOP is left alone: whoever did it would not think of waking us.)
-    fn stop_with(&self, signal: Signal) {
-        if matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU) {
+    fn stop_with(&self, signal: i32) {
+        if matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) {
             // SIGCONT makes us go on, and is received as an event.
             let _ = raise(Signal::SIGSTOP);
         }
@@ -355,9 +349,7 @@ fn with_signal(end: End) -> String {
 fn end_orphans() {
     let start = Instant::now();
     loop {
-        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
-            waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL))
-        {}
+        while matches!(sys::reap(), Ok(Some(_))) {}
         // Children of those that are ended become ours, so this is repeated until there are none.
         let children = process::children();
         if children.is_empty() || start.elapsed() > ORPHAN_LIMIT {

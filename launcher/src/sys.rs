@@ -26,6 +26,19 @@ fn result(value: i64) -> io::Result<i64> {
     Ok(value)
 }
 
+/// waitpid(2) for any child, stopped ones too, without waiting: its id and status. Not nix's, which has no word for a
+/// child that a real-time signal has ended.
+pub fn reap() -> io::Result<Option<(i32, i32)>> {
+    let mut status = 0;
+    // SAFETY: writes the status.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED | libc::__WALL) };
+    match result(pid.into()) {
+        Ok(pid) => Ok((pid > 0).then_some((pid as i32, status))),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// flock(2) without waiting; false if somebody else holds it.
 ///
 /// Not nix's `Flock`, which unlocks when it is dropped: a lock here belongs to an open file description that the

@@ -5,6 +5,7 @@ use crate::control;
 use crate::credentials::{self, MAX_GROUPS};
 use crate::entry::{handler::current_slot, maps};
 use crate::family::Failure;
+use crate::family::descriptors::fdinfo;
 use crate::family::memory_files::mtime_ns;
 use crate::journal::{self, Journal};
 use crate::save;
@@ -26,14 +27,26 @@ pub const PR_GET_MDWE: i32 = 66;
 /// Number of resource limits (RLIM_NLIMITS).
 const LIMITS: u32 = 16;
 
-/// Takes the signals that are pending for a thread that is about to park, and writes them down.
+/// Takes the signals that are pending for a thread alone, which is about to park, and writes them down. Those of the
+/// process are taken later, by one thread: two that take by turns would not write them down in their order.
 pub fn note_pending(slot: &Slot) {
-    while let Some(info) = next_pending() {
-        let code = (info[1] & 0xffff_ffff) as i32;
-        // Only tgkill and its like say that a thread was meant; everything else is the process'.
-        let thread = if code == -6 { slot.virtual_tid.load(Ordering::Relaxed) } else { 0 };
-        journal::append(&Record::PendingSignal { thread, info });
+    // A thread's own are taken first (dequeue_signal in kernel/signal.c).
+    while save::takes(signal::pending()) != 0 && save::takes(pending_for_thread()) != 0 {
+        let Some(info) = next_pending() else { return };
+        journal::append(&Record::PendingSignal { thread: slot.virtual_tid.load(Ordering::Relaxed), info });
     }
+}
+
+/// What is pending for the calling thread alone. The siginfo does not tell: a thread may be meant by any kind.
+fn pending_for_thread() -> u64 {
+    let mut path = fs::Path::new();
+    path.push(b"/proc/thread-self/status");
+    let mut set = 0;
+    let _ = fdinfo::lines(libc::AT_FDCWD, &path, &mut [0; 512], &mut |line| {
+        set |= fdinfo::hex_field(line, b"SigPnd:").filter(|_| line.starts_with(b"SigPnd:")).unwrap_or(0);
+        Ok(())
+    });
+    set
 }
 
 /// Takes one pending signal of the program.
@@ -110,7 +123,7 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
     scheduling::describe(journal)
 }
 
-/// Signals for the process that have come since its threads looked, the last of the timers' among them.
+/// Signals for the process, the last of the timers' among them.
 fn late_signals(journal: &mut Journal) -> Result<(), Failure> {
     while let Some(info) = next_pending() {
         journal.put(&Record::PendingSignal { thread: 0, info })?;

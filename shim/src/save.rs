@@ -437,6 +437,7 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
         file_sync: life.flags & boot_flag::FILE_SYNC != 0,
         power: true,
         backlog: &|_| None,
+        connecting: &connecting,
         mapped_shared: &|device, inode| match outside {
             true => crate::outside::mapped_shared(device, inode),
             false => process_state::mapped_shared(device, inode),
@@ -448,6 +449,29 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
         true => crate::outside::describe(journal, unsafe { core::slice::from_raw_parts_mut(room.0, room.1) }),
         false => family::mapped_files::refresh(journal.written()),
     }
+}
+
+/// Whether a thread was in connect(2) of this descriptor, which a resume issues again. Everything stands still.
+fn connecting(fd: i32) -> bool {
+    (0..control::slots()).any(|index| {
+        // SAFETY: nobody writes to slots any more, and the frame of a saved thread lies in its slot.
+        unsafe {
+            let slot = &*control::slot(index);
+            let saved = &slot.saved;
+            if slot.state.load(Ordering::Relaxed) == state::FREE || saved.frame == 0 {
+                return false;
+            }
+            let machine = &(*(saved.frame as *const Context)).machine;
+            let (again, number, of) = if saved.outside != 0 {
+                // In the gate, which does not say how far.
+                let (start, end) = crate::entry::place::text();
+                ((start..end).contains(&machine.rip), slot.frame.number, slot.frame.rdi)
+            } else {
+                (saved.retry.valid != 0, saved.retry.number, machine.rdi)
+            };
+            again && number == libc::SYS_connect as u64 && of as i32 == fd
+        }
+    })
 }
 
 /// Makes the save true: checksums, header, then the one store.

@@ -143,6 +143,7 @@ pub fn object(object: &Object<'_>) -> String {
         Object::File { path, offset, .. } => {
             format!("file {} (deleted, kept) at {offset}", text(path))
         }
+        Object::Directory { path: [], .. } => "directory (removed)".into(),
         Object::Directory { path, .. } => format!("directory {}", text(path)),
         Object::Device { path, .. } => format!("device {}", text(path)),
         Object::Pipe { pipe, write, data, .. } => {

@@ -244,10 +244,12 @@ pub enum Object<'a> {
         kept: &'a [u8],
         /// True if the program has it mapped shared and writable: its time of modification is not checked.
         mapped: bool,
+        /// [`MEMFD`] and the seals, if it comes back as a memfd with that content; else 0.
+        seals: u32,
     },
     /// A directory.
     Directory {
-        /// Absolute path.
+        /// Absolute path; empty: it was removed.
         path: &'a [u8],
         /// Position for getdents64.
         offset: u64,
@@ -258,6 +260,10 @@ pub enum Object<'a> {
         path: &'a [u8],
         /// struct termios2 bytes, empty if it is no terminal.
         termios: &'a [u8],
+        /// Of a pseudo-terminal whose master is in the program: what this side could have read.
+        data: &'a [u8],
+        /// Of a master: the other side has been closed by everybody who had it.
+        closed: bool,
     },
     /// One end of a pipe. Both ends have the same `pipe` number.
     Pipe {
@@ -276,6 +282,8 @@ pub enum Object<'a> {
         path: &'a [u8],
         /// Its inode.
         inode: u64,
+        /// F_GETPIPE_SZ.
+        capacity: u32,
         /// Unread bytes.
         data: &'a [u8],
     },
@@ -323,6 +331,9 @@ pub enum Object<'a> {
     },
 }
 
+/// In the seals of a file: it was made by memfd_create(2).
+pub const MEMFD: u32 = 1 << 31;
+
 /// A socket.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Socket<'a> {
@@ -344,7 +355,8 @@ pub struct Socket<'a> {
     pub pair: u64,
     /// Options: level u32, name u32, length u32, value, each little endian, one after the other.
     pub options: &'a [u8],
-    /// Unread data: for streams the bytes; for packets each with a u32 length before it.
+    /// Unread data: for streams the bytes; for packets each with a u32 length before it. For datagram sockets that
+    /// others may reach: each with its length, the length of its sender's address (u32 each) and that address before it.
     pub data: &'a [u8],
 }
 

@@ -337,7 +337,15 @@ pub fn rt_sigtimedwait(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
         return Ok(u64::from(power));
     }
     a[0] = filtered_mask(slot, a[0], MASK)?;
-    with_timespec(slot, libc::SYS_rt_sigtimedwait, a, 2, false)
+    let taken = with_timespec(slot, libc::SYS_rt_sigtimedwait, a, 2, false)?;
+    if a[1] != 0 && control::life().generation != 0 {
+        // SAFETY: the program's memory, where the kernel has just written it.
+        let mut info = unsafe { user::read(a[1]) }?;
+        super::signals::virtual_sender(&mut info);
+        // SAFETY: as above.
+        unsafe { user::write(a[1], &info) }?;
+    }
+    Ok(taken)
 }
 
 const FUTEX_WAIT: u64 = libc::FUTEX_WAIT as u64;

@@ -452,6 +452,19 @@ pub fn set_ownership(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<(), E
     check(unsafe { call3(libc::SYS_fchmodat as usize, at, path.pointer(), mode as usize) }).map(|_| ())
 }
 
+/// fchmodat(2).
+pub fn change_mode(path: &Path, mode: u32) -> Result<(), Errno> {
+    let at = libc::AT_FDCWD as isize as usize;
+    // SAFETY: the path is zero-terminated.
+    check(unsafe { call3(libc::SYS_fchmodat as usize, at, path.pointer(), mode as usize) }).map(|_| ())
+}
+
+/// memfd_create(2).
+pub fn memory_file(name: &Path, flags: u32) -> Result<i32, Errno> {
+    // SAFETY: the name is zero-terminated.
+    check(unsafe { call2(libc::SYS_memfd_create as usize, name.pointer(), flags as usize) }).map(|fd| fd as i32)
+}
+
 /// ioctl(FICLONE): the content of `from` without copying, where the file system can.
 pub fn clone_content(to: i32, from: i32) -> Result<(), Errno> {
     const FICLONE: usize = 0x4004_9409;
@@ -475,7 +488,7 @@ pub fn tee(from: i32, to: i32, bytes: usize) -> Result<usize, Errno> {
 
 /// ioctl(2) that reads into a local of `N` bytes: terminal settings, window sizes, byte counts. `request` must be one
 /// whose answer has exactly that size, which each caller says.
-fn ioctl_read<const N: usize>(fd: i32, request: usize) -> Result<[u8; N], Errno> {
+pub(crate) fn ioctl_read<const N: usize>(fd: i32, request: usize) -> Result<[u8; N], Errno> {
     let mut answer = [0u8; N];
     // SAFETY: the target is a local of the size that the request writes.
     check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, request, answer.as_mut_ptr() as usize) })?;
@@ -485,47 +498,6 @@ fn ioctl_read<const N: usize>(fd: i32, request: usize) -> Result<[u8; N], Errno>
 /// ioctl(FIONREAD): bytes that can be read.
 pub fn unread(fd: i32) -> Result<u32, Errno> {
     ioctl_read::<4>(fd, 0x541b).map(u32::from_ne_bytes)
-}
-
-/// ioctl(TCGETS2): struct termios2.
-pub fn terminal(fd: i32) -> Result<[u8; 44], Errno> {
-    ioctl_read(fd, 0x802c_542a)
-}
-
-/// ioctl(TIOCGWINSZ): struct winsize.
-pub fn window(fd: i32) -> Result<[u8; 8], Errno> {
-    ioctl_read(fd, 0x5413)
-}
-
-/// ioctl(TIOCGPGRP): the terminal's foreground process group.
-pub fn foreground(fd: i32) -> Result<i32, Errno> {
-    ioctl_read(fd, 0x540f).map(i32::from_ne_bytes)
-}
-
-/// ioctl(TIOCGPTN): the number of the pseudo-terminal that this master belongs to.
-pub fn pseudo_terminal(fd: i32) -> Result<u32, Errno> {
-    ioctl_read(fd, 0x8004_5430).map(u32::from_ne_bytes)
-}
-
-/// ioctl(TCSETS2).
-pub fn set_terminal(fd: i32, settings: &[u8; 44]) -> Result<(), Errno> {
-    // SAFETY: the source has the size that the request reads.
-    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x402c_542b, settings.as_ptr() as usize) })
-        .map(|_| ())
-}
-
-/// ioctl(TIOCSWINSZ).
-pub fn set_window(fd: i32, size: &[u8; 8]) -> Result<(), Errno> {
-    // SAFETY: the source has the size that the request reads.
-    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x5414, size.as_ptr() as usize) }).map(|_| ())
-}
-
-/// ioctl(TIOCSPTLCK, 0): lets the other side of a new pseudo-terminal be opened.
-pub fn unlock_pseudo_terminal(fd: i32) -> Result<(), Errno> {
-    let unlocked = 0i32;
-    // SAFETY: the source is a local of the size that the request reads.
-    check(unsafe { call3(libc::SYS_ioctl as usize, fd as isize as usize, 0x4004_5431, &unlocked as *const _ as usize) })
-        .map(|_| ())
 }
 
 /// fcntl(F_GETOWN_EX): who gets the descriptor's signals, as type and id.

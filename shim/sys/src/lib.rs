@@ -6,7 +6,7 @@
 //! whose functions are never called. This crate knows nothing of regions.
 //!
 //! * [`raw`]: the instructions; [`Errno`] and results
-//! * [`mm`], [`fs`], [`process`], [`signal`], [`time`], [`net`]: families
+//! * [`mm`], [`fs`], [`process`], [`signal`], [`time`], [`net`], [`terminal`]: families
 //! * [`user`]: access to memory that may fault
 #![no_std]
 
@@ -16,6 +16,7 @@ pub mod net;
 pub mod process;
 pub mod raw;
 pub mod signal;
+pub mod terminal;
 pub mod time;
 pub mod user;
 

@@ -115,7 +115,13 @@ pub fn set_option(fd: i32, level: i32, name: i32, value: &[u8]) -> Result<(), Er
 
 /// sendto(2) on a connected socket.
 pub fn send(fd: i32, bytes: &[u8], flags: i32) -> Result<usize, Errno> {
-    // SAFETY: the bytes are valid for their length; no address is given.
+    send_to(fd, bytes, flags, &[])
+}
+
+/// sendto(2) to an address; none: to the peer.
+pub fn send_to(fd: i32, bytes: &[u8], flags: i32, address: &[u8]) -> Result<usize, Errno> {
+    let to = if address.is_empty() { 0 } else { address.as_ptr() as usize };
+    // SAFETY: bytes and address are valid for their lengths.
     check(unsafe {
         call6(
             libc::SYS_sendto as usize,
@@ -123,8 +129,8 @@ pub fn send(fd: i32, bytes: &[u8], flags: i32) -> Result<usize, Errno> {
             bytes.as_ptr() as usize,
             bytes.len(),
             flags as usize,
-            0,
-            0,
+            to,
+            address.len(),
         )
     })
 }
@@ -139,6 +145,17 @@ pub fn receive(fd: i32, buffer: &mut [u8], flags: i32) -> Result<(usize, i32), E
         call3(libc::SYS_recvmsg as usize, fd as isize as usize, header.as_mut_ptr() as usize, flags as usize)
     })?;
     Ok((got, header[6] as u32 as i32))
+}
+
+/// recvmsg(2) with the sender's address: bytes, length of the address (0: it has none), msg_flags.
+pub fn receive_from(fd: i32, buffer: &mut [u8], from: &mut [u8], flags: i32) -> Result<(usize, usize, i32), Errno> {
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut header = [from.as_mut_ptr() as usize, from.len(), &mut part as *mut _ as usize, 1, 0, 0, 0];
+    // SAFETY: the header describes buffer and address, which are valid for writing; all of it lives through the call.
+    let got = check(unsafe {
+        call3(libc::SYS_recvmsg as usize, fd as isize as usize, header.as_mut_ptr() as usize, flags as usize)
+    })?;
+    Ok((got, header[1] & 0xffff_ffff, header[6] as u32 as i32))
 }
 
 /// shutdown(2).

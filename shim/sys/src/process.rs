@@ -187,6 +187,14 @@ pub fn wait(pid: i32, options: i32) -> Result<(u32, i32), Errno> {
     .map(|p| (p as u32, status))
 }
 
+/// Whether there is a child, running or ended and not waited for.
+pub fn has_children() -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: no address is given.
+    let asked = check(unsafe { call5(libc::SYS_waitid as usize, libc::P_ALL as usize, 0, 0, options as usize, 0) });
+    asked.is_ok()
+}
+
 /// kill(2).
 pub fn kill(pid: i32, signal: u32) -> Result<(), Errno> {
     // SAFETY: no memory involved.

@@ -111,6 +111,7 @@ pub fn save(directory: &Path, extra: &Extra) -> u64 {
         file_sync: true,
         power: true,
         backlog: &|_| None,
+        connecting: &|_| false,
         mapped_shared: &|_, inode| extra.mapped.contains(&inode),
     });
     let (took, used_ns) = (start.elapsed(), processor_ns() - used_before);

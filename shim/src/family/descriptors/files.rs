@@ -4,12 +4,12 @@
 //! region: a hard link where one is possible, else a copy made at save. A resume opens it there and leaves it; the
 //! next save that finds it open finds it there too, and one that does not deletes it ([`Kept::forget_others`]).
 //! Written files are synced with fsync, not fdatasync: the resume compares the time of modification, which fdatasync
-//! need not write. Neighbours: [`super::placement`] gives the opened file its numbers and flags.
+//! need not write. A directory that was removed comes back as one that is removed. Neighbours: [`super::placement`]
+//! gives the opened file its numbers and flags; [`super::memfds`].
 
 use super::placement::Reviving;
 use super::table::{Found, Table};
-use super::thread_files;
-use super::{Capture, Failure, kind_of};
+use super::{Capture, Failure, kind_of, memfds, thread_files};
 use zhuque_abi::journal::{Description, Object};
 use zhuque_sys::Errno;
 use zhuque_sys::fs::{self, Path};
@@ -143,7 +143,7 @@ pub fn capture(
         let object = if kind_of(found.mode) == libc::S_IFDIR {
             Object::Directory { path: path.as_bytes(), offset }
         } else {
-            Object::File { path: path.as_bytes(), identity: [0; 4], offset, kept: &[], mapped: true }
+            Object::File { path: path.as_bytes(), identity: [0; 4], offset, kept: &[], mapped: true, seals: 0 }
         };
         return found.describe(c.put, object);
     }
@@ -152,7 +152,9 @@ pub fn capture(
             .is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino));
     match (kind_of(found.mode), named) {
         (libc::S_IFDIR, true) => found.describe(c.put, Object::Directory { path: link, offset }),
-        (libc::S_IFDIR, false) => found.describe(c.put, Object::Unsupported { what: link }),
+        (libc::S_IFDIR, false) if link.ends_with(DELETED) => {
+            found.describe(c.put, Object::Directory { path: &[], offset: 0 })
+        }
         (libc::S_IFREG, _) => {
             let file = Regular { link, offset, named, stat };
             capture_regular(c, table, kept, found, file)
@@ -160,7 +162,7 @@ pub fn capture(
         // A block device has neither size nor times of its own.
         (_, true) => {
             let identity = [stat.st_dev, stat.st_ino, 0, 0];
-            found.describe(c.put, Object::File { path: link, identity, offset, kept: &[], mapped: true })
+            found.describe(c.put, Object::File { path: link, identity, offset, kept: &[], mapped: true, seals: 0 })
         }
         (_, false) => found.describe(c.put, Object::Unsupported { what: link }),
     }
@@ -209,7 +211,8 @@ fn capture_regular(
     let mapped = (c.mapped_shared)(found.device, found.inode);
     let path = if named { link } else { link.strip_suffix(DELETED).unwrap_or(link) };
     let kept = name.as_ref().map_or(&[][..], |name| name.as_bytes());
-    found.describe(c.put, Object::File { path, identity, offset, kept, mapped })
+    let seals = if mapped || named { 0 } else { memfds::seals(found.fd, path) };
+    found.describe(c.put, Object::File { path, identity, offset, kept, mapped, seals })
 }
 
 /// The number of a file that an earlier save has kept already.
@@ -282,7 +285,8 @@ fn copy_content(table: &Table<'_>, fd: i32, to: i32, size: u64, sync: bool) -> R
     if sync { fs::sync_all(to) } else { Ok(()) }
 }
 
-fn copy_extents(from: i32, to: i32, size: u64, may_seek: bool) -> Result<(), Errno> {
+/// Copies `size` bytes, from wherever `from` is if it may not be moved.
+pub fn copy_extents(from: i32, to: i32, size: u64, may_seek: bool) -> Result<(), Errno> {
     let mut at = 0u64;
     while at < size {
         let mut end = size;
@@ -323,8 +327,8 @@ fn own_process_as_self(c: &Capture<'_>, link: &[u8], path: &mut Path) {
 }
 
 /// Opens a file again and checks that it is the one that was saved.
-pub fn revive(r: &Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
-    let Object::File { path, identity, offset, kept, mapped } = description.object else {
+pub fn revive(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
+    let Object::File { path, identity, offset, kept, mapped, seals } = description.object else {
         return Err(Failure::new(b"not a file"));
     };
     let mut at = Path::new();
@@ -336,6 +340,10 @@ pub fn revive(r: &Reviving<'_>, description: &Description<'_>) -> Result<i32, Fa
         at.push(b"files/").push(kept);
     }
     let flags = description.flags as i32 & !ONCE & !libc::O_DIRECTORY;
+    if seals != 0 {
+        let fd = memfds::revive(r, description, &at, flags)?;
+        return fs::seek(fd, offset as i64, libc::SEEK_SET).map(|_| fd).map_err(|e| Failure::about(path).errno(e));
+    }
     let fd = open(directory, &at, flags).map_err(|e| Failure::about(path).errno(e))?;
     if identity[1] != 0 && !r.force {
         verify(fd, path, &identity, flags & libc::O_APPEND != 0, mapped, !kept.is_empty())?;
@@ -355,10 +363,29 @@ fn open(directory: i32, path: &Path, flags: i32) -> Result<i32, Errno> {
         Err(Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => {
             fs::open_at(directory, path, flags & !libc::O_NOATIME, 0)
         }
+        Err(Errno(libc::EACCES)) => open_against_mode(directory, path, flags),
         // A thread of this program that does not exist yet, or a process that is gone for good.
         Err(Errno(libc::ENOENT)) if thread_files::of_process(path.as_bytes()) => thread_files::placeholder(flags),
         other => other,
     }
+}
+
+/// Opens what the program had open although its mode forbids it (it was made so, or changed later): the mode is another
+/// one for as long as that takes.
+fn open_against_mode(directory: i32, path: &Path, flags: i32) -> Result<i32, Errno> {
+    let place = fs::open_at(directory, path, libc::O_PATH | libc::O_CLOEXEC, 0)?;
+    let mut link = Path::new();
+    link.push(b"/proc/thread-self/fd/").push_number(place as u64);
+    let opened = fs::stat_fd(place).and_then(|stat| {
+        let mode = stat.st_mode & 0o7777;
+        let needed = if kind_of(stat.st_mode) == libc::S_IFDIR { 0o700 } else { 0o600 };
+        // Somebody else's file cannot be changed.
+        fs::change_mode(&link, mode | needed).map_err(|_| Errno(libc::EACCES))?;
+        let opened = fs::open_at(libc::AT_FDCWD, &link, flags & !libc::O_NOFOLLOW, 0);
+        fs::change_mode(&link, mode).and(opened)
+    });
+    let _ = fs::close(place);
+    opened
 }
 
 fn verify(fd: i32, path: &[u8], identity: &[u64; 4], append: bool, mapped: bool, kept: bool) -> Result<(), Failure> {
@@ -385,16 +412,30 @@ fn verify(fd: i32, path: &[u8], identity: &[u64; 4], append: bool, mapped: bool,
 }
 
 /// Opens a directory again.
-pub fn revive_directory(description: &Description<'_>) -> Result<i32, Failure> {
+pub fn revive_directory(r: &Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
     let Object::Directory { path, offset } = description.object else {
         return Err(Failure::new(b"not a directory"));
     };
     let mut at = Path::new();
     at.push(path);
     let flags = description.flags as i32 & !ONCE | libc::O_DIRECTORY;
+    if path.is_empty() {
+        return removed_directory(r, description.id, flags);
+    }
     let fd = open(libc::AT_FDCWD, &at, flags).map_err(|e| Failure::about(path).errno(e))?;
     if offset != 0 {
         let _ = fs::seek(fd, offset as i64, libc::SEEK_SET);
     }
     Ok(fd)
+}
+
+/// A directory that nobody can find any more.
+fn removed_directory(r: &Reviving<'_>, id: u32, flags: i32) -> Result<i32, Failure> {
+    let mut path = Path::new();
+    path.push(b"/tmp/.zhuque-removed-").push_number(r.pid.into()).push(b"-").push_number(id.into());
+    let made = fs::make_directory(libc::AT_FDCWD, &path, 0o700).and_then(|()| {
+        let opened = fs::open_at(libc::AT_FDCWD, &path, flags | libc::O_CLOEXEC, 0);
+        fs::remove_directory(&path).and(opened)
+    });
+    made.map_err(|e| Failure::new(b"a directory was removed, and cannot be again below /tmp: ").errno(e))
 }

@@ -7,9 +7,9 @@
 //! * [`table`]: enumeration, grouping of descriptors into descriptions; hands each to its family
 //! * [`placement`]: the resume's side of that: numbers, flags, order
 //! * [`thread_files`]: files below /proc/self/task, for which the threads have to exist first
-//! * [`files`], [`locks`], [`pipes`], [`terminals`], [`sockets`] (with [`options`], [`endpoints`]), [`events`] (with
-//!   [`watches`]): one kind of object each. None of them imports another; what crosses goes through the table of
-//!   descriptions.
+//! * [`files`] (with [`memfds`]), [`locks`], [`pipes`], [`terminals`] (with [`pseudo_terminals`]), [`sockets`] (with
+//!   [`options`], [`endpoints`], [`letters`]), [`events`] (with [`watches`]): one kind of object each. None of them
+//!   imports another; what crosses goes through the table of descriptions.
 //! * [`fdinfo`]: line by line reading of /proc files
 //!
 //! Everything here runs without libc, heap or unwinding, on a stack of 256 KiB and scratch memory that is handed in.
@@ -25,12 +25,15 @@ use zhuque_sys::Errno;
 
 mod endpoints;
 mod events;
-mod fdinfo;
+pub mod fdinfo;
 mod files;
+mod letters;
 mod locks;
+mod memfds;
 mod options;
 mod pipes;
 mod placement;
+mod pseudo_terminals;
 mod sockets;
 mod table;
 mod terminals;
@@ -66,6 +69,8 @@ pub struct Capture<'a> {
     pub power: bool,
     /// The backlog that was given to listen() for the socket with this inode, if it is known better than by the kernel.
     pub backlog: &'a dyn Fn(u64) -> Option<u32>,
+    /// Whether a connect(2) of this descriptor is under way, which the resume issues again.
+    pub connecting: &'a dyn Fn(i32) -> bool,
     /// Whether the program has a shared writable mapping of the file with this device and inode.
     pub mapped_shared: &'a dyn Fn(u64, u64) -> bool,
 }

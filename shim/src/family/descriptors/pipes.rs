@@ -43,19 +43,19 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>, link: 
             .map_err(|e| Failure::about(link).text(b"unread bytes cannot be saved: ").errno(e))?;
     }
     let data = c.scratch.get(..used).unwrap_or(&[]);
-    if !link.starts_with(b"/") {
-        let capacity = fs::fcntl(found.fd, F_GETPIPE_SZ, 0).unwrap_or(65536) as u32;
-        let write = found.access() != libc::O_RDONLY;
-        return found.describe(c.put, Object::Pipe { pipe: found.inode, write, capacity, data });
-    }
+    let capacity = fs::fcntl(found.fd, F_GETPIPE_SZ, 0).unwrap_or(65536) as u32;
     let mut path = Path::new();
     path.push(link);
     let there = fs::stat_at(libc::AT_FDCWD, &path, 0);
-    if there.is_ok_and(|s| (s.st_dev, s.st_ino) == (found.device, found.inode)) {
-        found.describe(c.put, Object::Fifo { path: link, inode: found.inode, data })
-    } else {
-        found.describe(c.put, Object::Unsupported { what: link })
+    if there.is_ok_and(|s| (s.st_dev, s.st_ino) == (found.device, found.inode)) && link.starts_with(b"/") {
+        return found.describe(c.put, Object::Fifo { path: link, inode: found.inode, capacity, data });
     }
+    if found.is_path() {
+        return found.describe(c.put, Object::Unsupported { what: link });
+    }
+    // A FIFO whose name is gone is reached by nobody but whoever has it open, like a pipe.
+    let write = found.access() != libc::O_RDONLY;
+    found.describe(c.put, Object::Pipe { pipe: found.inode, write, capacity, data })
 }
 
 /// Copies the unread bytes of a pipe to the start of `out`; their number.
@@ -109,10 +109,7 @@ pub fn revive(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32
         finish(r);
         let ends = fs::pipe(libc::O_CLOEXEC).map_err(failed)?;
         let [reader, writer] = r.lift_both(ends)?;
-        if fs::fcntl(writer, F_GETPIPE_SZ, 0) != Ok(capacity as u64) {
-            // May be more than this user is allowed; an error only if the bytes do not fit.
-            let _ = fs::fcntl(writer, F_SETPIPE_SZ, capacity as u64);
-        }
+        set_capacity(writer, capacity);
         r.pipe = Current { pipe, ends: [Some(reader), Some(writer)], any: reader };
     }
     let [reader, writer] = r.pipe.ends;
@@ -135,6 +132,13 @@ pub fn revive(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32
         r.pipe.any = r.home(description.id);
     }
     Ok(fd)
+}
+
+/// May be more than this user is allowed; an error only if the bytes do not fit.
+fn set_capacity(pipe: i32, capacity: u32) {
+    if fs::fcntl(pipe, F_GETPIPE_SZ, 0) != Ok(capacity as u64) {
+        let _ = fs::fcntl(pipe, F_SETPIPE_SZ, capacity as u64);
+    }
 }
 
 /// A further description of a pipe that is open already.
@@ -178,7 +182,7 @@ fn put_back(writer: i32, mut data: &[u8], packets: bool) -> Result<(), Errno> {
 
 /// Opens a FIFO again. A helper that reads and writes makes every kind of opening succeed at once.
 pub fn revive_fifo(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
-    let Object::Fifo { path, data, .. } = description.object else {
+    let Object::Fifo { path, capacity, data, .. } = description.object else {
         return Err(Failure::new(b"not a FIFO"));
     };
     let failed = |e: Errno| Failure::about(path).errno(e);
@@ -193,7 +197,9 @@ pub fn revive_fifo(r: &mut Reviving<'_>, description: &Description<'_>) -> Resul
     let access = description.flags as i32 & (libc::O_ACCMODE | libc::O_PATH);
     let fd = fs::open_at(libc::AT_FDCWD, &at, access | quick, 0).map_err(failed)?;
     if let Ok(helper) = helper {
-        put_back(helper, data, false).map_err(failed)?;
+        set_capacity(helper, capacity);
+        let packets = access & libc::O_ACCMODE != libc::O_RDONLY && description.flags & PACKETS != 0;
+        put_back(helper, data, packets).map_err(failed)?;
         // Bytes vanish with the last reader: the helper stays until every description is there.
         r.stash_helper(helper)?;
     }

@@ -6,10 +6,10 @@
 //! of the program's numbers ([`Reviving::lift`]). Nothing is written to the region, so a failed resume can be
 //! repeated.
 
-use super::{Failure, Revival, endpoints, events, files, locks, pipes, terminals, watches};
+use super::{Failure, Revival, endpoints, events, files, letters, locks, pipes, terminals, watches};
 use zhuque_abi::codec::{CodecError, Records};
 use zhuque_abi::header::Stdio;
-use zhuque_abi::journal::{Description, Object, Record};
+use zhuque_abi::journal::{Description, Object, Record, SocketState};
 use zhuque_sys::Errno;
 use zhuque_sys::fs;
 
@@ -257,6 +257,14 @@ fn make_all(r: &mut Reviving<'_>, journal: &[u8]) -> Result<(), Failure> {
         }
         _ => Ok(()),
     })?;
+    each_record(journal, &mut |record| match record {
+        Record::Description(Description { object: Object::Socket(socket), .. })
+            if matches!(socket.state, SocketState::Fresh | SocketState::ConnectedDatagram) =>
+        {
+            letters::deliver(r, journal, socket)
+        }
+        _ => Ok(()),
+    })?;
     each_record(journal, &mut |record| match *record {
         Record::Descriptor { fd, description, cloexec } => give_number(r, fd, description, cloexec),
         _ => Ok(()),
@@ -281,7 +289,7 @@ fn make(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Fail
     match description.object {
         Object::Stdio { .. } => terminals::revive_stdio(r, description),
         Object::File { .. } => files::revive(r, description),
-        Object::Directory { .. } => files::revive_directory(description),
+        Object::Directory { .. } => files::revive_directory(r, description),
         Object::Device { .. } => terminals::revive_device(r, description),
         Object::Pipe { .. } => pipes::revive(r, description),
         Object::Fifo { .. } => pipes::revive_fifo(r, description),

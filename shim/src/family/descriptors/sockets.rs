@@ -4,11 +4,11 @@
 //! poll, and the socket diagnosis of unix sockets (whom a socket is connected to). Where that diagnosis is missing, a
 //! pair is recognised by its inode numbers, which socketpair(2) takes one after the other. Unread data of pairs is
 //! peeked at, not taken. Data that an outside peer has sent dies with the connection. Neighbours: [`super::options`],
-//! [`super::endpoints`] (the resume's side).
+//! [`super::endpoints`] (the resume's side), [`super::letters`] (datagrams that anybody may have sent).
 
 use super::options::{self, Template};
 use super::table::{Entry, Found, Table};
-use super::{Capture, Failure, kind_of};
+use super::{Capture, Failure, kind_of, letters};
 use zhuque_abi::journal::{Object, Socket, SocketState};
 use zhuque_sys::Errno;
 use zhuque_sys::fs::{self, Path};
@@ -134,7 +134,10 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, found:
     let seen = look(found);
     let tcp = seen.kind.kind == libc::SOCK_STREAM && matches!(seen.kind.protocol, 0 | libc::IPPROTO_TCP | MPTCP);
     let datagram = matches!(seen.kind.kind, libc::SOCK_DGRAM | libc::SOCK_RAW);
+    let unborn = found.entries.iter().any(|entry| (c.connecting)(entry.fd));
     let verdict = match seen.kind.domain {
+        // Begun, and perhaps made by now; nobody has been told.
+        libc::AF_INET | libc::AF_INET6 if tcp && unborn => Verdict::plain(SocketState::Fresh),
         libc::AF_INET | libc::AF_INET6 if tcp => tcp_verdict(c, &seen),
         libc::AF_INET | libc::AF_INET6 if datagram => datagram_verdict(&seen),
         libc::AF_UNIX => unix_verdict(c, table, notes, &seen),
@@ -151,8 +154,13 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, found:
         used += extra_options(&seen, &verdict, head.get_mut(used..).unwrap_or(&mut []));
     }
     let mut data = 0;
+    let open = matches!(verdict.state, SocketState::Fresh | SocketState::ConnectedDatagram);
+    if open && seen.kind.kind == libc::SOCK_DGRAM && seen.kind.domain != libc::AF_NETLINK && is_bound(&seen) {
+        data = letters::copy(table, seen.fd, rest)
+            .map_err(|e| Failure::new(b"unread datagrams of a socket cannot be saved: ").errno(e))?;
+    }
     if verdict.data {
-        match unread(&seen, rest) {
+        match unread(&seen, rest, verdict.shutdown) {
             Ok(bytes) => data = bytes,
             Err(Errno(libc::EBADMSG)) => {
                 return unsupported(c, table, found, &seen.kind, b" with descriptors in flight");
@@ -160,7 +168,7 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, found:
             Err(e) => return Err(Failure::new(b"unread data of a socket cannot be saved: ").errno(e)),
         }
     }
-    if c.power && verdict.state == SocketState::Established && tcp && seen.kind.domain != libc::AF_UNIX {
+    if c.power && (verdict.state == SocketState::Established || unborn) && tcp && seen.kind.domain != libc::AF_UNIX {
         // SO_LINGER with no time: the peer sees a reset when the program ends.
         let linger = [1i32, 0].map(i32::to_ne_bytes);
         let _ = net::set_option(seen.fd, libc::SOL_SOCKET, libc::SO_LINGER, linger.as_flattened());
@@ -357,7 +365,7 @@ pub fn unix_path(address: &[u8]) -> Option<Path> {
 
 /// Copies a unix socket's unread data to the start of `out` without taking it; the bytes. EBADMSG: descriptors are
 /// among it.
-fn unread(seen: &Seen, out: &mut [u8]) -> Result<usize, Errno> {
+fn unread(seen: &Seen, out: &mut [u8], shutdown: u8) -> Result<usize, Errno> {
     let packets = seen.kind.kind != libc::SOCK_STREAM;
     let prefix = if packets { 4 } else { 0 };
     let credentials = net::option_number(seen.fd, libc::SOL_SOCKET, libc::SO_PASSCRED).unwrap_or(0) != 0;
@@ -366,6 +374,9 @@ fn unread(seen: &Seen, out: &mut [u8]) -> Result<usize, Errno> {
     peek(0)?;
     // With this flag a packet's true length is returned; on a stream it would mean something else.
     let whole = if packets { libc::MSG_TRUNC } else { 0 };
+    // Nothing is the end of what was said, or a packet without content; it is the end only if there can be one.
+    let hung_up = net::poll(seen.fd, libc::POLLRDHUP, 0).unwrap_or(0) & (libc::POLLRDHUP | libc::POLLHUP) != 0;
+    let endless = packets && shutdown & 1 == 0 && !hung_up;
     let mut used = 0;
     let result = loop {
         let Some(room) = out.get_mut(used + prefix..).filter(|room| !room.is_empty()) else {
@@ -374,7 +385,7 @@ fn unread(seen: &Seen, out: &mut [u8]) -> Result<usize, Errno> {
         match net::receive(seen.fd, room, libc::MSG_PEEK | libc::MSG_DONTWAIT | whole) {
             Ok((_, flags)) if flags & libc::MSG_CTRUNC != 0 && !credentials => break Err(Errno(libc::EBADMSG)),
             Ok((_, flags)) if flags & libc::MSG_TRUNC != 0 && packets => break Err(Errno(libc::ENOSPC)),
-            Ok((0, _)) => break Ok(used),
+            Ok((0, _)) if !endless => break Ok(used),
             Ok((bytes, _)) => {
                 if let Some(length) = out.get_mut(used..used + prefix).filter(|_| packets) {
                     length.copy_from_slice(&(bytes as u32).to_le_bytes());

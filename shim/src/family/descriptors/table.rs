@@ -208,17 +208,18 @@ fn describe_one(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, entri
     if let Some(number) = terminals::stdio_number(c, &found).filter(|number| !is_input(number)) {
         return terminals::capture_stdio(c, &found, number);
     }
-    if kind_of(found.mode) == libc::S_IFSOCK {
+    if kind_of(found.mode) == libc::S_IFSOCK && !found.is_path() {
         return sockets::capture(c, table, &mut notes.templates, &found);
     }
     let mut buffer = [0u8; 4096];
     let link = table.link(first.fd, &mut buffer);
     let named = link.first() == Some(&b'/');
     match kind_of(found.mode) {
-        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK if named => {
+        // Of symbolic links and of sockets' files only the name can be open.
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK | libc::S_IFLNK | libc::S_IFSOCK if named => {
             files::capture(c, table, &mut notes.kept, &found, link)
         }
-        libc::S_IFCHR if named => terminals::capture_device(c, &found, link),
+        libc::S_IFCHR if named => terminals::capture_device(c, table, &found, link),
         libc::S_IFIFO => pipes::capture(c, table, &found, link),
         _ if link == b"anon_inode:inotify" => watches::capture(c, table, &found),
         _ => events::capture(c, table, &found, link),

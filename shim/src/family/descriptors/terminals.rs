@@ -4,20 +4,21 @@
 //! still names it, or it is a terminal, pipe or socket (a file or /dev/null under another number was more likely
 //! opened by the program itself, and has a path). A resume attaches stdio to what it was given; but a regular file as
 //! standard input is a file like any other (`table`), with its offset. Settings in `termios` are struct termios2 (44
-//! bytes); for a pseudo-terminal whose master is in the program struct winsize (8 bytes) and the terminal's number (u32)
-//! follow.
+//! bytes); for a pseudo-terminal struct winsize (8 bytes) and the terminal's number (u32) follow. Neighbour:
+//! [`super::pseudo_terminals`], what such a pair has not read yet.
 
 use super::placement::{Reviving, each_record};
-use super::table::Found;
+use super::pseudo_terminals::{self, MASTER};
+use super::table::{Found, Table};
 use super::{Capture, Failure, kind_of};
 use zhuque_abi::journal::{Description, Object, Record};
 use zhuque_sys::Errno;
 use zhuque_sys::fs::{self, Path};
+use zhuque_sys::{net, process, terminal};
 
 const TERMIOS: usize = 44;
 const WINDOW: usize = 8;
 const SETTINGS: usize = TERMIOS + WINDOW + 4;
-const MASTER: &[u8] = b"/dev/ptmx";
 /// Held descriptors of masters are found under this plus the number that the program knows.
 const MASTER_KEY: u64 = 1 << 63;
 
@@ -33,7 +34,7 @@ pub fn stdio_number(c: &Capture<'_>, found: &Found<'_>) -> Option<u32> {
     }
     let nameless = match kind_of(found.mode) {
         libc::S_IFIFO | libc::S_IFSOCK => true,
-        libc::S_IFCHR => !found.is_path() && fs::terminal(found.fd).is_ok(),
+        libc::S_IFCHR => !found.is_path() && terminal::settings(found.fd).is_ok(),
         _ => false,
     };
     nameless.then_some(any as u32)
@@ -43,19 +44,19 @@ pub fn stdio_number(c: &Capture<'_>, found: &Found<'_>) -> Option<u32> {
 pub fn capture_stdio(c: &mut Capture<'_>, found: &Found<'_>, number: u32) -> Result<(), Failure> {
     let settings = match kind_of(found.mode) {
         // Settings of a terminal that others use at the moment are theirs.
-        libc::S_IFCHR if in_foreground(found.fd) => fs::terminal(found.fd).ok(),
+        libc::S_IFCHR if in_foreground(found.fd) => terminal::settings(found.fd).ok(),
         _ => None,
     };
     let termios = settings.as_ref().map_or(&[][..], |s| &s[..]);
     found.describe(c.put, Object::Stdio { number, termios })
 }
 
-fn in_foreground(terminal: i32) -> bool {
+fn in_foreground(fd: i32) -> bool {
     // getpgid of the caller, since its group is not among what a save is told.
     // SAFETY: no memory involved.
     #[allow(unsafe_code)]
     let group = unsafe { zhuque_sys::process::other(libc::SYS_getpgid, [0; 6]) };
-    group.is_ok_and(|group| fs::foreground(terminal) == Ok(group as i32))
+    group.is_ok_and(|group| terminal::foreground(fd) == Ok(group as i32))
 }
 
 /// Whether a character device can be opened again: memory devices, terminals, the hardware's random numbers. Others have a
@@ -65,34 +66,62 @@ pub fn is_known(device: u64) -> bool {
 }
 
 /// Describes a character device.
-pub fn capture_device(c: &mut Capture<'_>, found: &Found<'_>, link: &[u8]) -> Result<(), Failure> {
+pub fn capture_device(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>, link: &[u8]) -> Result<(), Failure> {
     let stat = fs::stat_fd(found.fd).map_err(|e| Failure::about(link).errno(e))?;
     let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
     if found.is_path() {
-        return found.describe(c.put, Object::Device { path: link, termios: &[] });
+        return found.describe(c.put, Object::Device { path: link, termios: &[], data: &[], closed: false });
     }
     let mut settings = [0u8; SETTINGS];
-    let mut used = 0;
-    if let Ok(termios) = fs::terminal(found.fd) {
-        let number = match fs::pseudo_terminal(found.fd) {
+    let (mut used, mut unread) = (0, 0);
+    if let Ok(termios) = terminal::settings(found.fd) {
+        let number = match terminal::number(found.fd) {
             Ok(number) => number,
             Err(_) if (136..144).contains(&major) => (major - 136) * 256 + minor,
             Err(_) => u32::MAX,
         };
-        let window = fs::window(found.fd).unwrap_or([0; WINDOW]);
+        let window = terminal::window(found.fd).unwrap_or([0; WINDOW]);
         let parts = termios.iter().chain(window.iter()).copied().chain(number.to_le_bytes());
         settings.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
         used = SETTINGS;
+        let is_master = terminal::number(found.fd).is_ok();
+        // Somebody else's terminal, or one whose input is at the moment for another group of processes: left alone.
+        let stopped = terminal::foreground(found.fd).is_ok() && !in_foreground(found.fd);
+        if is_master || (has_master(table, number) && !stopped) {
+            unread = pseudo_terminals::take(found.fd, Some(&termios).filter(|_| !is_master), c.scratch);
+        }
     }
     let termios = settings.get(..used).unwrap_or(&[]);
+    let data = c.scratch.get(..unread).unwrap_or(&[]);
     let known = is_known(stat.st_rdev);
-    match fs::pseudo_terminal(found.fd) {
-        Ok(_) => found.describe(c.put, Object::Device { path: MASTER, termios }),
+    match terminal::number(found.fd) {
+        Ok(number) => {
+            let closed = is_closed(table, found.fd, number);
+            found.describe(c.put, Object::Device { path: MASTER, termios, data, closed })
+        }
         Err(_) if known && !link.ends_with(b" (deleted)") => {
-            found.describe(c.put, Object::Device { path: link, termios })
+            found.describe(c.put, Object::Device { path: link, termios, data, closed: false })
         }
         Err(_) => found.describe(c.put, Object::Unsupported { what: link }),
     }
+}
+
+fn devices<'t>(table: &Table<'t>) -> impl Iterator<Item = i32> + use<'t> {
+    table.all().iter().filter(|e| kind_of(e.mode) == libc::S_IFCHR).map(|e| e.fd)
+}
+
+fn has_master(table: &Table<'_>, number: u32) -> bool {
+    devices(table).any(|fd| terminal::number(fd) == Ok(number))
+}
+
+/// Whether nobody has a pseudo-terminal's other side any more who had it: nobody now, or only children, which end.
+fn is_closed(table: &Table<'_>, master: i32, number: u32) -> bool {
+    if net::poll(master, 0, 0).unwrap_or(0) & libc::POLLHUP != 0 {
+        return true;
+    }
+    let device = libc::makedev(136 + number / 256, number % 256);
+    let inside = devices(table).any(|fd| fs::stat_fd(fd).is_ok_and(|stat| stat.st_rdev == device));
+    !inside && terminal::is_locked(master) == Ok(false) && process::has_children()
 }
 
 /// Attaches to what the resume was given.
@@ -108,7 +137,7 @@ pub fn revive_stdio(r: &mut Reviving<'_>, description: &Description<'_>) -> Resu
         return fs::open_at(libc::AT_FDCWD, &null, libc::O_RDWR | libc::O_CLOEXEC, 0).map_err(failed);
     }
     if let Some(settings) = termios.first_chunk::<TERMIOS>().filter(|_| in_foreground(given)) {
-        let _ = fs::set_terminal(given, settings);
+        let _ = terminal::set(given, settings);
     }
     let wanted = description.flags as i32 & (libc::O_APPEND | libc::O_NONBLOCK);
     let now = fs::fcntl(given, libc::F_GETFL, 0).map_err(failed)? as i32;
@@ -140,34 +169,76 @@ fn number_in(termios: &[u8]) -> Option<u32> {
 
 /// Makes the masters of pseudo-terminals before anything else, so that their other sides can be opened.
 pub fn masters_first(r: &mut Reviving<'_>, journal: &[u8]) -> Result<(), Failure> {
+    // By growing number.
+    let mut least = Some(0);
+    while let Some(number) = least.and_then(|least| next_master(journal, least)) {
+        make_master(r, journal, number)?;
+        least = number.checked_add(1);
+    }
+    Ok(())
+}
+
+/// The lowest number of a master that is not below `least`.
+fn next_master(journal: &[u8], least: u32) -> Option<u32> {
+    let mut next = None;
+    let _ = each_record(journal, &mut |record| {
+        if let Record::Description(Description { object: Object::Device { path, termios, .. }, .. }) = record
+            && let Some(number) = number_in(termios).filter(|&number| *path == MASTER && number >= least)
+        {
+            next = next.filter(|&next| next < number).or(Some(number));
+        }
+        Ok(())
+    });
+    next
+}
+
+fn make_master(r: &mut Reviving<'_>, journal: &[u8], number: u32) -> Result<(), Failure> {
     each_record(journal, &mut |record| {
-        let Record::Description(Description { flags, object: Object::Device { path, termios }, .. }) = record else {
+        let Record::Description(Description { flags, object, .. }) = record else { return Ok(()) };
+        let Object::Device { path, termios, data, closed } = object else { return Ok(()) };
+        if *path != MASTER || number_in(termios) != Some(number) {
             return Ok(());
-        };
-        let Some(number) = number_in(termios).filter(|_| *path == MASTER) else { return Ok(()) };
-        let mut at = Path::new();
-        at.push(MASTER);
-        let flags = *flags as i32 & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
-        let fd = fs::open_at(libc::AT_FDCWD, &at, flags, 0).map_err(|e| Failure::about(MASTER).errno(e))?;
-        let _ = fs::unlock_pseudo_terminal(fd);
+        }
+        let fd = pseudo_terminals::master(r, number, *flags as i32 & (libc::O_ACCMODE | libc::O_NONBLOCK))?;
+        let _ = terminal::unlock(fd);
+        let typed = typed(journal, number);
+        if let Some(settings) = termios.first_chunk().filter(|_| *closed || !data.is_empty() || !typed.is_empty()) {
+            pseudo_terminals::put_back(fd, settings, typed, data)
+                .map_err(|e| Failure::about(MASTER).text(b"unread bytes cannot be put back: ").errno(e))?;
+        }
         restore(fd, termios);
-        let fd = r.lift(fd)?;
         r.hold(MASTER_KEY | number as u64, fd, 0)
     })
 }
 
+/// What waits for the other side of a pseudo-terminal.
+fn typed(journal: &[u8], wanted: u32) -> &[u8] {
+    let mut found: &[u8] = &[];
+    let _ = each_record(journal, &mut |record| {
+        if let Record::Description(Description { object: Object::Device { path, termios, data, .. }, .. }) = record
+            && *path != MASTER
+            && number_in(termios) == Some(wanted)
+            && !data.is_empty()
+        {
+            found = data;
+        }
+        Ok(())
+    });
+    found
+}
+
 fn restore(fd: i32, termios: &[u8]) {
     if let Some(settings) = termios.first_chunk::<TERMIOS>() {
-        let _ = fs::set_terminal(fd, settings);
+        let _ = terminal::set(fd, settings);
     }
     if let Some(size) = termios.get(TERMIOS..).and_then(|rest| rest.first_chunk::<WINDOW>()) {
-        let _ = fs::set_window(fd, size);
+        let _ = terminal::set_window(fd, size);
     }
 }
 
 /// Opens a device again.
 pub fn revive_device(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32, Failure> {
-    let Object::Device { path, termios } = description.object else {
+    let Object::Device { path, termios, .. } = description.object else {
         return Err(Failure::new(b"not a device"));
     };
     let failed = |e: Errno| Failure::about(path).errno(e);
@@ -184,7 +255,7 @@ pub fn revive_device(r: &mut Reviving<'_>, description: &Description<'_>) -> Res
     at.push(path);
     if let Some((master, _)) = number.and_then(|_| r.take_held(key)) {
         r.hold(key, master, 0)?;
-        let now = fs::pseudo_terminal(master).map_err(failed)?;
+        let now = terminal::number(master).map_err(failed)?;
         at = Path::new();
         at.push(b"/dev/pts/").push_number(now as u64);
     }
@@ -192,9 +263,9 @@ pub fn revive_device(r: &mut Reviving<'_>, description: &Description<'_>) -> Res
     let extra = if flags & libc::O_PATH != 0 { 0 } else { libc::O_NONBLOCK };
     let fd = fs::open_at(libc::AT_FDCWD, &at, flags | extra | libc::O_NOCTTY | libc::O_CLOEXEC, 0).or_else(|e| {
         // /dev/tty without a controlling terminal: the terminal that the resume was given, if there is one.
-        let terminal = r.stdio.iter().copied().find(|&fd| path == b"/dev/tty" && fs::terminal(fd).is_ok());
-        let terminal = terminal.ok_or(failed(e))?;
-        fs::fcntl(terminal, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as i32).map_err(failed)
+        let given = r.stdio.iter().copied().find(|&fd| path == b"/dev/tty" && terminal::settings(fd).is_ok());
+        let given = given.ok_or(failed(e))?;
+        fs::fcntl(given, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as i32).map_err(failed)
     })?;
     if flags & libc::O_PATH == 0 && fs::stat_fd(fd).map_or(0, |s| kind_of(s.st_mode)) != libc::S_IFCHR {
         return Err(Failure::about(path).text(b"is no device any more"));

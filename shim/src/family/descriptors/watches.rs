@@ -1,9 +1,9 @@
 //! inotify: instances and what they watch.
 //!
 //! fdinfo names a watched file by inode and file handle, not by path. Opening the handle needs a privilege; without it
-//! the path is looked for where programs watch: the working directory, the directories of open files, and what lies
-//! in them. A watch whose path is not found makes the instance unsupported, by name. Events that were not read yet
-//! are lost, as in an overflow.
+//! the path is looked for where programs watch: the working directory, the directories of open files, directories that
+//! are watched themselves, and what lies in them. A watch whose path is not found makes the instance unsupported, by
+//! name. Events that were not read yet are lost, as in an overflow.
 
 use super::fdinfo::{self, decimal_field, field, hex_field};
 use super::placement::Reviving;
@@ -17,6 +17,8 @@ use zhuque_sys::net;
 const MOST: usize = 8192;
 /// Bytes of scratch memory per watch: number, mask, length of the path, path.
 const HEAD: usize = 12;
+/// How far below what is found by itself a watch may lie, by way of directories that are watched too.
+const PASSES: usize = 16;
 /// Watch numbers only grow; this many are tried to reach the one that the program knows.
 const FURTHEST: i32 = 1 << 20;
 
@@ -52,21 +54,36 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Res
     let (store, buffer) = c.scratch.split_at_mut_checked(half).unwrap_or((&mut [], &mut []));
     let (buffer, directory) = buffer.split_at_mut_checked(buffer.len() / 2).unwrap_or((&mut [], &mut []));
     let (mut used, mut missing) = (0, None);
-    fdinfo::lines(table.infos, &name, buffer, &mut |line| {
-        let Some(watch) = parse(line).filter(|_| missing.is_none()) else { return Ok(()) };
-        let mut path = Path::new();
-        if !path_of(table, &watch, directory, &mut path) {
-            missing = Some(watch.inode);
-            return Ok(());
+    for pass in 0..PASSES {
+        let before = used;
+        missing = None;
+        fdinfo::lines(table.infos, &name, buffer, &mut |line| {
+            let Some(watch) = parse(line) else { return Ok(()) };
+            let known = store.get(..before).unwrap_or(&[]);
+            if Watches(known).any(|(number, ..)| number == watch.number) {
+                return Ok(());
+            }
+            let mut path = Path::new();
+            let found = match pass {
+                0 => path_of(table, &watch, directory, &mut path),
+                _ => Watches(known).any(|(_, _, above)| below(above, &watch, directory, &mut path)),
+            };
+            if !found {
+                missing = Some(watch.inode);
+                return Ok(());
+            }
+            let bytes = path.as_bytes();
+            let place = store.get_mut(used..used + HEAD + bytes.len());
+            let place = place.ok_or(Failure::new(b"more inotify watches than this version can describe"))?;
+            let head = [watch.number, watch.mask, bytes.len() as u32].map(u32::to_le_bytes);
+            place.iter_mut().zip(head.iter().flatten().chain(bytes)).for_each(|(to, from)| *to = *from);
+            used += place.len();
+            Ok(())
+        })?;
+        if missing.is_none() || used == before {
+            break;
         }
-        let bytes = path.as_bytes();
-        let place = store.get_mut(used..used + HEAD + bytes.len());
-        let place = place.ok_or(Failure::new(b"more inotify watches than this version can describe"))?;
-        let head = [watch.number, watch.mask, bytes.len() as u32].map(u32::to_le_bytes);
-        place.iter_mut().zip(head.iter().flatten().chain(bytes)).for_each(|(to, from)| *to = *from);
-        used += place.len();
-        Ok(())
-    })?;
+    }
     if let Some(inode) = missing {
         let mut what = Path::new();
         what.push(b"inotify watch of a file whose path is unknown (inode ").push_number(inode).push(b")");
@@ -79,21 +96,30 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Res
     })
 }
 
+/// Watches in scratch memory: number, mask, path.
+struct Watches<'s>(&'s [u8]);
+
+impl<'s> Iterator for Watches<'s> {
+    type Item = (u32, u32, &'s [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (&[a, b, c, d, e, f, g, h, i, j, k, l], behind) = self.0.split_first_chunk::<HEAD>()?;
+        let (number, mask) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+        let (path, behind) = behind.split_at_checked(u32::from_le_bytes([i, j, k, l]) as usize)?;
+        self.0 = behind;
+        Some((number, mask, path))
+    }
+}
+
 /// Calls `act` with the watches of `store` by growing number.
 fn in_order(store: &[u8], act: &mut Act<'_>) -> Result<(), Failure> {
     let mut after = None;
     for _ in 0..MOST {
         let mut next: Option<(u32, u32, &[u8])> = None;
-        let mut rest = store;
-        while let Some((&[a, b, c, d, e, f, g, h, i, j, k, l], behind)) = rest.split_first_chunk::<HEAD>() {
-            let (number, mask) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-            let Some((path, behind)) = behind.split_at_checked(u32::from_le_bytes([i, j, k, l]) as usize) else {
-                break;
-            };
-            if after.is_none_or(|after| number > after) && next.is_none_or(|next| number < next.0) {
-                next = Some((number, mask, path));
+        for watch in Watches(store) {
+            if after.is_none_or(|after| watch.0 > after) && next.is_none_or(|next| watch.0 < next.0) {
+                next = Some(watch);
             }
-            rest = behind;
         }
         let Some((number, mask, path)) = next else { return Ok(()) };
         act(number, mask, path)?;
@@ -221,7 +247,8 @@ pub fn revive() -> Result<i32, Failure> {
     net::inotify(libc::IN_CLOEXEC).map_err(|e| Failure::new(b"inotify: ").errno(e))
 }
 
-/// Adds a watch under the number that it had. Watches come by growing number; those in between are used up.
+/// Adds a watch under the number that it had. Watches come by growing number; those in between are used up, which
+/// leaves events that the program is not to see.
 pub fn watch(r: &Reviving<'_>, record: &Record<'_>) -> Result<(), Failure> {
     let Record::InotifyWatch { inotify, watch, mask, path } = *record else { return Ok(()) };
     let fd = r.home(inotify);
@@ -231,7 +258,7 @@ pub fn watch(r: &Reviving<'_>, record: &Record<'_>) -> Result<(), Failure> {
         let number =
             net::inotify_add(fd, &at, mask).map_err(|e| Failure::about(path).text(b"cannot be watched: ").errno(e))?;
         if number == watch {
-            return Ok(());
+            return forget_events(fd);
         }
         let _ = net::inotify_remove(fd, number);
         if number > watch {
@@ -239,4 +266,12 @@ pub fn watch(r: &Reviving<'_>, record: &Record<'_>) -> Result<(), Failure> {
         }
     }
     Err(Failure::about(path).text(b"cannot be watched under the number it had"))
+}
+
+fn forget_events(fd: i32) -> Result<(), Failure> {
+    let mut events = [0u8; 4096];
+    while fs::unread(fd).is_ok_and(|bytes| bytes > 0) {
+        fs::read(fd, &mut events).map_err(|e| Failure::new(b"inotify: ").errno(e))?;
+    }
+    Ok(())
 }

@@ -313,7 +313,7 @@ fn verify_pty(_: &Path) {
 }
 
 fn unsupported(d: &Path, _: &mut crate::stage::Extra) {
-    fs::create_dir(d.join("gone")).unwrap();
-    open(&d.join("gone"), libc::O_RDONLY | libc::O_DIRECTORY, 20);
-    fs::remove_dir(d.join("gone")).unwrap();
+    std::os::unix::fs::symlink("nowhere", d.join("gone")).unwrap();
+    open(&d.join("gone"), libc::O_PATH | libc::O_NOFOLLOW, 20);
+    fs::remove_file(d.join("gone")).unwrap();
 }
