@@ -10,6 +10,7 @@ use crate::control;
 use crate::family::memory::{Memory, by_slice, map_slices, region, slice_fd, unmap};
 use crate::family::spares;
 use crate::process_state::PR_GET_MDWE;
+use zhuque_abi::codec;
 use zhuque_abi::header::{TRAMPOLINE_BYTES, TrampolinePages};
 use zhuque_abi::layout::{MAX_SITES, PAGE, PLAN_FILE, page_down, page_up};
 use zhuque_abi::maps::{Kind, flag};
@@ -67,7 +68,17 @@ impl Plan {
         unsafe { *(self.at as *const PlanHeader) }
     }
 
-    /// The launcher has written it for this region; what matters is that nothing is read outside of it.
+    /// Whether it is what the launcher has written. Only asked where a site is about to be rewritten: of the libraries
+    /// that programs load later, hardly any has one.
+    fn whole(&self) -> bool {
+        let behind = size_of::<PlanHeader>() as u64;
+        // SAFETY: `valid` has checked that the file is no shorter than its header; all of it is mapped.
+        let body =
+            unsafe { core::slice::from_raw_parts((self.at + behind) as *const u8, (self.bytes - behind) as usize) };
+        self.header().checksum == codec::checksum(0, body)
+    }
+
+    /// That nothing is read outside of it.
     fn valid(&self) -> bool {
         if self.bytes < size_of::<PlanHeader>() as u64 {
             return false;
@@ -122,7 +133,7 @@ pub fn library_mapped(memory: &mut Memory, start: u64, end: u64, attr: &Attr) {
     let Some(file) = (unsafe { control::files() }).get(attr.file as usize) else { return };
     let Some(plan) = Plan::open(memory) else { return };
     let fits = |l: &&LibraryPlan| l.device == file.device && l.inode == file.inode && l.size == file.size;
-    if let Some(library) = plan.libraries().iter().find(fits) {
+    if let Some(library) = plan.libraries().iter().find(fits).filter(|_| plan.whole()) {
         let sites = rewriting::within(plan.sites(library), attr.offset, attr.offset + (end - start));
         if !sites.is_empty() {
             let run = Mapping { start, end, attr: *attr };
