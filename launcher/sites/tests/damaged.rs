@@ -160,3 +160,32 @@ fn truncated_files() {
         }
     }
 }
+
+/// Small files whose headers name the same bytes again and again: as much work as the product, if believed.
+#[test]
+fn tables_that_repeat() {
+    const MANY: u16 = 60_000;
+    let builder = Builder::function(b"\xb8\x27\0\0\0\x0f\x05\x48\x3d\x01\xf0\xff\xff\xc3");
+    let whole = builder.build();
+    let scratch = Scratch::new();
+    // Section headers: type SHT_SYMTAB, all of the file.
+    let total = whole.len() as u64 + 64 * u64::from(MANY);
+    let mut sections = whole.clone();
+    let header =
+        [&[0, 0, 0, 0, 2, 0, 0, 0][..], &[0; 16], &0u64.to_le_bytes(), &total.to_le_bytes(), &[0; 24]].concat();
+    (0..MANY).for_each(|_| sections.extend(&header));
+    sections[40..48].copy_from_slice(&(whole.len() as u64).to_le_bytes());
+    sections[60..64].copy_from_slice(&[MANY.to_le_bytes(), [0, 0]].concat());
+    ask(&scratch.file("sections", &sections));
+    // Program headers: PT_LOAD, executable, all of the file, each somewhere else.
+    let total = whole.len() as u64 + 56 * u64::from(MANY);
+    let mut segments = whole.clone();
+    for number in 1..=u64::from(MANY) {
+        segments.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+        let address = number << 24;
+        segments.extend([0, address, address, total, total, 0x1000].map(u64::to_le_bytes).concat());
+    }
+    segments[32..40].copy_from_slice(&(whole.len() as u64).to_le_bytes());
+    segments[56..58].copy_from_slice(&MANY.to_le_bytes());
+    ask(&scratch.file("segments", &segments));
+}
