@@ -5,6 +5,7 @@
 //! never a fault. What is variable is bounded before it is read. Neighbours: `region` opens the file, `watch` maps
 //! its first page, `commands::inspect` shows the rest.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::mem::{offset_of, size_of};
@@ -15,6 +16,7 @@ use zhuque_abi::codec;
 use zhuque_abi::header::{FileRecord, Globals, Header, MAGIC, Phase, Reason, VERSION, phase_word};
 use zhuque_abi::layout::*;
 use zhuque_abi::maps::{Node, TreeHead};
+use zhuque_restore::validate;
 
 /// An open control file of the right size, magic and version.
 #[derive(Debug)]
@@ -175,6 +177,22 @@ impl Control {
         let journal = self.read(JOURNAL_OFFSET, bytes as usize)?;
         ensure!(codec::checksum(0, &journal) == summary.journal_checksum, "the journal's checksum does not match");
         Ok(journal)
+    }
+
+    /// Whether the tables that a save has written are what their checksum says: globals, files, sites, mappings, slots.
+    /// Nothing vouches for those of a region that is not saved.
+    pub fn check_tables(&self, summary: &Summary) -> anyhow::Result<()> {
+        if summary.phase != Phase::Saved {
+            return Ok(());
+        }
+        let page = self.read(HEADER_OFFSET, PAGE as usize)?;
+        let told = u32_at(&page, offset_of!(Header, control_checksum));
+        let sum = validate::control_checksum_of(&|offset, bytes| {
+            let short = |_| zhuque_restore::Error::Checksum("tables");
+            self.read(offset, bytes as usize).map(Cow::Owned).map_err(short)
+        });
+        ensure!(sum? == told, "the tables' checksum does not match");
+        Ok(())
     }
 
     /// The shim's globals, as bytes.

@@ -23,6 +23,7 @@ pub mod numbers;
 pub mod plan;
 pub mod process;
 pub mod stub_image;
+mod tables;
 pub mod validate;
 
 pub use error::Error;

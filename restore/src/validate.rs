@@ -4,14 +4,16 @@
 //! and use. The order of the checks is the order in which their errors help: what it is, what state it is in,
 //! whether it is whole, whether it makes sense, whether this machine will do.
 //!
-//! Neighbours: `zhuque_abi` defines the bytes, `zhuque_model::maptree` checks the mapping table, [`crate::plan`] goes
-//! on from here. Checks that need I/O (files, the lock) are the launcher's.
+//! Neighbours: `zhuque_abi` defines the bytes, `tables` checks slots and call sites, `zhuque_model::maptree` the mapping
+//! table, [`crate::plan`] goes on from here. Checks that need I/O (files, the lock) are the launcher's.
 
 use crate::bytes::{Bytes, printable, text};
 use crate::cpu::Machine;
 use crate::error::Error;
 use crate::holes::LOWEST;
+use crate::tables::{check_sites, check_threads};
 use core::mem::{offset_of, size_of};
+use std::borrow::Cow;
 use zhuque_abi::codec::{Records, checksum};
 use zhuque_abi::header::{FileRecord, Globals, Header, How, MAGIC, Patched, Phase, VERSION};
 use zhuque_abi::journal::{Mapped, Object, Process, Record};
@@ -87,6 +89,7 @@ impl<'a> Saved<'a> {
         let base = check_addresses(header)?;
         let globals = part(control, GLOBALS_OFFSET, size_of::<Globals>() as u64)?;
         check_threads(control, header, globals)?;
+        check_sites(control, globals)?;
         let outside = header.u32(offset_of!(Header, how)) == How::Outside as u32;
         let (head, nodes) = if outside { (TreeHead::default(), Vec::new()) } else { read_tree(control, globals)? };
         let files = if outside { Vec::new() } else { read_files(control, globals)? };
@@ -141,32 +144,39 @@ pub fn header_checksum(page: &[u8]) -> u32 {
 /// table, site table, nodes, slots in use, in this order.
 pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
     let control = Bytes(control);
-    let globals = part(control, GLOBALS_OFFSET, size_of::<Globals>() as u64)?;
-    let files = count(globals, offset_of!(Globals, files), MAX_FILES - 1, "number of mapped files")?;
-    let sites = count(globals, offset_of!(Globals, sites), MAX_SITES, "number of call sites")?;
+    control_checksum_of(&|offset, bytes| part(control, offset, bytes).map(|part| Cow::Borrowed(part.0)))
+}
+
+/// The same of a control file that is read piece by piece: `read` is given offset and bytes.
+pub fn control_checksum_of<'a>(read: &dyn Fn(u64, u64) -> Result<Cow<'a, [u8]>, Error>) -> Result<u32, Error> {
+    let globals = read(GLOBALS_OFFSET, size_of::<Globals>() as u64)?;
+    let table = Bytes(&globals);
+    let files = count(table, offset_of!(Globals, files), MAX_FILES - 1, "number of mapped files")?;
+    let sites = count(table, offset_of!(Globals, sites), MAX_SITES, "number of call sites")?;
     let used = offset_of!(Globals, tree) + offset_of!(TreeHead, used);
-    let nodes = count(globals, used, MAX_NODES - 1, "number of mapping nodes")?;
-    let slots = count(globals, offset_of!(Globals, slots), MAX_THREADS, "number of thread slots")?;
+    let nodes = count(table, used, MAX_NODES - 1, "number of mapping nodes")?;
+    let slots = count(table, offset_of!(Globals, slots), MAX_THREADS, "number of thread slots")?;
 
     let file_bytes = size_of::<FileRecord>() as u64;
     let node_bytes = size_of::<Node>() as u64;
-    let base = part(control, HEADER_OFFSET, PAGE)?.u64(offset_of!(Header, base));
-    let mut sum = checksum(0, globals.0);
+    let base = Bytes(&read(HEADER_OFFSET, PAGE)?).u64(offset_of!(Header, base));
+    let mut sum = checksum(0, &globals);
     for (offset, bytes) in [
         (FILES_OFFSET + file_bytes, files * file_bytes),
         (SITES_OFFSET, sites * size_of::<Patched>() as u64),
         (NODES_OFFSET + node_bytes, nodes * node_bytes),
     ] {
-        sum = checksum(sum, part(control, offset, bytes)?.0);
+        sum = checksum(sum, &read(offset, bytes)?);
     }
     for index in 0..slots {
         let at = SLOTS_OFFSET + index * SLOT_STRIDE;
-        let slot = part(control, at, size_of::<Slot>() as u64)?;
+        let bytes = read(at, size_of::<Slot>() as u64)?;
+        let slot = Bytes(&bytes);
         if slot.u32(offset_of!(Slot, state)) != state::FREE {
-            sum = checksum(sum, slot.0);
+            sum = checksum(sum, &bytes);
             let frame = slot.u64(offset_of!(Slot, saved) + offset_of!(SavedThread, frame));
             if let Some((offset, bytes)) = saved_frame(base.wrapping_add(at), frame) {
-                sum = checksum(sum, part(control, at + offset, bytes)?.0);
+                sum = checksum(sum, &read(at + offset, bytes)?);
             }
         }
     }
@@ -174,12 +184,12 @@ pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
 }
 
 /// A part of the control file; all of its parts lie inside of it once its length is checked.
-fn part<'a>(control: Bytes<'a>, offset: u64, bytes: u64) -> Result<Bytes<'a>, Error> {
+pub(crate) fn part<'a>(control: Bytes<'a>, offset: u64, bytes: u64) -> Result<Bytes<'a>, Error> {
     control.part(offset, bytes).ok_or(Error::Short { bytes: control.0.len(), wanted: CONTROL_BYTES as usize })
 }
 
 /// A number of table entries that must not exceed `most`.
-fn count(globals: Bytes<'_>, offset: usize, most: usize, what: &'static str) -> Result<u64, Error> {
+pub(crate) fn count(globals: Bytes<'_>, offset: usize, most: usize, what: &'static str) -> Result<u64, Error> {
     let value = u64::from(globals.u32(offset));
     if value > most as u64 { Err(Error::bounds(what, value)) } else { Ok(value) }
 }
@@ -250,22 +260,6 @@ fn check_addresses(header: Bytes<'_>) -> Result<u64, Error> {
         return Err(Error::bounds("address of its revive entry", revive));
     }
     Ok(base)
-}
-
-/// As many slots with a saved frame as threads were saved.
-fn check_threads(control: Bytes<'_>, header: Bytes<'_>, globals: Bytes<'_>) -> Result<(), Error> {
-    let slots = count(globals, offset_of!(Globals, slots), MAX_THREADS, "number of thread slots")?;
-    let threads = header.u32(offset_of!(Header, threads));
-    let mut saved = 0;
-    for index in 0..slots {
-        let slot = part(control, SLOTS_OFFSET + index * SLOT_STRIDE, PAGE)?;
-        let frame = slot.u64(offset_of!(Slot, saved) + offset_of!(SavedThread, frame));
-        saved += u32::from(slot.u32(offset_of!(Slot, state)) != state::FREE && frame != 0);
-    }
-    if threads == 0 || saved != threads {
-        return Err(Error::bounds("number of its saved threads", u64::from(threads)));
-    }
-    Ok(())
 }
 
 /// The mapping table, copied and checked. Pages and bounds of its runs are the plan's business.

@@ -4,10 +4,11 @@ mod common;
 
 use common::{BASE, Image, REVIVE, attr, machine, process};
 use core::mem::offset_of;
-use zhuque_abi::header::{FileRecord, Globals, Header, Phase, VERSION, phase_word};
+use zhuque_abi::header::{FileRecord, Globals, Header, Patched, Phase, VERSION, phase_word};
 use zhuque_abi::journal::{Description, Object, Record};
 use zhuque_abi::layout::*;
 use zhuque_abi::maps::{Kind, Node, TreeHead};
+use zhuque_abi::slot::Slot;
 use zhuque_restore::Error;
 use zhuque_restore::plan::Plan;
 use zhuque_restore::validate::Saved;
@@ -151,6 +152,92 @@ fn the_journal_must_make_sense() {
     let object = Object::Unsupported { what: b"anon_inode:[io_uring]" };
     let ring = Record::Description(Description { id: 1, flags: 0, owner: [0; 3], object });
     assert_eq!(journal(&[good(), ring]), Some(Error::Unsupported("anon_inode:[io_uring]".to_owned())));
+}
+
+/// The shim uses these as they are: a thread's slot, its stacks, its frame.
+#[test]
+fn slots_that_lie() {
+    let slot = SLOTS_OFFSET + SLOT_STRIDE;
+    let saved = offset_of!(Slot, saved);
+    let frame = saved + offset_of!(zhuque_abi::slot::Saved, frame);
+    let fs_base = saved + offset_of!(zhuque_abi::slot::Saved, fs_base);
+    let this = offset_of!(Slot, this);
+    let gate_stack = offset_of!(Slot, gate_stack);
+    for (field, value, what) in [
+        (this, 0, "own address"),
+        (this, BASE + slot + 64, "own address"),
+        (gate_stack, BASE + slot, "gate stack"),
+        (frame, 0, "frame"),
+        (frame, BASE + slot + SIGNAL_STACK - 8, "frame"),
+        (frame, BASE + slot + SLOT_STRIDE - 8, "frame"),
+        (frame, BASE + slot + SLOT_STRIDE + 0x9000, "frame"),
+        (frame, BASE + slot + 0x9004, "frame"),
+        (fs_base, TASK_SIZE, "FS base"),
+    ] {
+        let error = resealed(|i| i.put_u64(slot as usize + field, value));
+        assert!(is_bounds(&error, what), "{field} {value:#x}: {error}");
+    }
+    let error = resealed(|i| i.put_u32(slot as usize + offset_of!(Slot, index), 2));
+    assert!(is_bounds(&error, "index"), "{error}");
+}
+
+/// The shim writes jumps where these say.
+#[test]
+fn sites_that_lie() {
+    let (text, trampolines) = (REVIVE + 0x10_0000, REVIVE + 0x20_0000);
+    let pages = GLOBALS_OFFSET as usize + offset_of!(Globals, trampolines);
+    let with = |change: &dyn Fn(&mut Image)| {
+        let mut image = Image::new();
+        let file = image.file(b"/bin/true", [0; 4], false);
+        let attr = |kind, prot| zhuque_model::maptree::Attr { file, ..attr(kind, prot) };
+        image.map(text, text + 0x2000, attr(Kind::FilePrivate, 5));
+        image.map(trampolines, trampolines + PAGE, common::attr(Kind::Region, 5));
+        image.record(&Record::Process(process(b"/bin/true", [0; 4], b"true\0")));
+        image.globals_u32(offset_of!(Globals, sites), 2);
+        let last = text + 0x1000;
+        for (field, value) in [trampolines, trampolines + PAGE, text + 8, last + 5, 2 << 32].into_iter().enumerate() {
+            image.put_u64(pages + 8 * field, value);
+        }
+        for (index, address) in [text + 8, last].into_iter().enumerate() {
+            let at = SITES_OFFSET as usize + index * size_of::<Patched>();
+            image.put_u64(at, address);
+            image.put_u64(at + 8, trampolines + (index as u64 + 1) * 64);
+            image.bytes[at + 17] = 5;
+            image.bytes[at + 18] = 13;
+            image.bytes[at + 19] = 21;
+        }
+        image.seal();
+        change(&mut image);
+        image.reseal();
+        Saved::check(&image.bytes, &machine()).err()
+    };
+    assert_eq!(with(&|_| ()), None);
+    let second = SITES_OFFSET as usize + size_of::<Patched>();
+    let number = |at: usize, value: u64| with(&move |i| i.put_u64(at, value));
+    let byte = |at: usize, value: u8| with(&move |i| i.bytes[at] = value);
+    let cases = [
+        number(pages, trampolines + 1),
+        number(pages + 8, trampolines),
+        number(pages + 16, text + 16),
+        number(pages + 24, text + 0x1001),
+        number(pages + 24, text + 0x20_0000),
+        number(pages + 32, 3 << 32),
+        number(pages + 32, 2 << 32 | 1),
+        number(second, text + 10),
+        number(second, text - 16),
+        number(second, TASK_SIZE),
+        number(second + 8, trampolines + PAGE),
+        number(second + 8, trampolines + 65),
+        byte(second + 16, 4),
+        byte(second + 17, 4),
+        byte(second + 17, 33),
+        byte(second + 18, 12),
+        byte(second + 19, 65),
+    ];
+    for (index, error) in cases.into_iter().enumerate() {
+        let error = error.unwrap_or_else(|| panic!("case {index} passes"));
+        assert!(is_bounds(&error, "call site") || is_bounds(&error, "trampoline"), "case {index}: {error}");
+    }
 }
 
 #[test]

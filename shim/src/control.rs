@@ -15,6 +15,7 @@ use zhuque_abi::layout::{
 use zhuque_abi::life::{Life, LifeThread};
 use zhuque_abi::maps::Node;
 use zhuque_abi::slot::Slot;
+use zhuque_model::sync;
 use zhuque_sys::process;
 
 /// Address of the control mapping; 0 until it exists.
@@ -139,23 +140,32 @@ pub fn is_ours(address: u64) -> bool {
     (base()..base() + CONTROL_BYTES + zhuque_abi::layout::LIFE_BYTES).contains(&address)
 }
 
+/// The kernel's futexes, without an end of patience.
+pub struct Kernel;
+
+impl sync::Futex for Kernel {
+    fn wait(&self, word: &AtomicU32, value: u32) {
+        let _ = process::futex_wait(word, value, 0);
+    }
+
+    fn wake(&self, word: &AtomicU32, count: u32) {
+        process::futex_wake(word, count);
+    }
+}
+
 /// A lock of the control mapping, held. Only the gate takes locks, with the program's signals put off, so a holder
 /// always runs on; waiters sleep in the kernel.
 pub struct Lock(&'static AtomicU32);
 
 impl Lock {
-    /// Takes the lock at `word`: 0 free, 1 held, 2 held and waited for.
+    /// Takes the lock at `word`.
     pub fn take(word: &'static AtomicU32) -> Lock {
-        if word.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        sync::lock(word, &Kernel, |waits| {
             // A thread that waits here does not touch the program's memory: a fork does not wait for it.
             // SAFETY: whoever takes a lock has a slot; its index is constant.
-            let waits = &life_thread(unsafe { (*crate::entry::handler::current_slot()).index } as usize).lock_wait;
-            waits.store(1, Ordering::Release);
-            while word.swap(2, Ordering::Acquire) != 0 {
-                let _ = process::futex_wait(word, 2, 0);
-            }
-            waits.store(0, Ordering::Release);
-        }
+            let index = unsafe { (*crate::entry::handler::current_slot()).index } as usize;
+            life_thread(index).lock_wait.store(u32::from(waits), Ordering::Release);
+        });
         Lock(word)
     }
 
@@ -174,8 +184,6 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if self.0.swap(0, Ordering::Release) == 2 {
-            process::futex_wake(self.0, 1);
-        }
+        sync::unlock(self.0, &Kernel);
     }
 }

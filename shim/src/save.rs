@@ -21,6 +21,7 @@ use zhuque_abi::layout::{
 use zhuque_abi::life::{Life, boot_flag, parked, stop};
 use zhuque_abi::slot::{Retry, Slot, saved_frame, state};
 use zhuque_model::maptree::MapTree;
+use zhuque_model::sync::Collection;
 use zhuque_sys::{fs, mm, process, signal, time};
 
 /// Status of a program that was saved (EX_TEMPFAIL).
@@ -66,17 +67,15 @@ pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Re
         // SAFETY: the leader alone uses the scratch memory: its upper end is the stack, the rest is for the families.
         unsafe { zhuque_on_stack(scratch + bytes, lead, slot as *mut Slot as u64) };
     }
-    let mut collected = 0;
+    let mut answered = 0;
     loop {
-        let round = life.round.load(Ordering::Acquire);
-        if life.collect.load(Ordering::Acquire) != collected {
-            collected += 1;
-            process_state::note_pending(slot);
-            life.collected.fetch_add(1, Ordering::AcqRel);
-            process::futex_wake(&life.collected, 1);
-        }
-        let _ = process::futex_wait(&life.round, round, 0);
+        collection(life).stand(&mut answered, || process_state::note_pending(slot), &control::Kernel);
     }
+}
+
+/// The words by which the leader asks the others to look for signals once more.
+fn collection(life: &Life) -> Collection<'_> {
+    Collection { round: &life.round, collect: &life.collect, collected: &life.collected }
 }
 
 /// A signal has been sent by one of the program's threads to another. If power is failing the target may have looked for
@@ -94,16 +93,7 @@ fn collect_signals(life: &Life, leader: &Slot) {
     }
     process_state::note_pending(leader);
     let others = saved_threads() - 1;
-    life.collect.fetch_add(1, Ordering::AcqRel);
-    life.round.fetch_add(1, Ordering::AcqRel);
-    process::futex_wake(&life.round, u32::MAX >> 1);
-    loop {
-        let collected = life.collected.load(Ordering::Acquire);
-        if collected >= others {
-            return;
-        }
-        let _ = process::futex_wait(&life.collected, collected, PATIENCE);
-    }
+    collection(life).ask(others, &control::Kernel);
 }
 
 /// Marks the thread as standing still.

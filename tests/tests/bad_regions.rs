@@ -3,7 +3,7 @@
 //!
 //! Three layers: the decoder of journals, on made-up records; validation and planning, on real saved regions whose bytes
 //! are changed and whose checksums are often made right again, so that what lies behind them is reached; and the command
-//! itself. `ZHUQUE_FUZZ` says how often the decoder is tried (default 300,000); the others follow from that.
+//! itself, and what the shim reads later. `ZHUQUE_FUZZ` says how often the decoder is tried (default 300,000); the others follow from that.
 #![allow(unsafe_code)]
 
 use memmap2::{MmapMut, MmapOptions};
@@ -15,7 +15,8 @@ use std::path::Path;
 use std::time::Duration;
 use zhuque_abi::codec::{self, FRAME_BYTES, RECORD_VERSION, Records};
 use zhuque_abi::header::Header;
-use zhuque_abi::layout::{CONTROL_BYTES, GLOBALS_OFFSET, JOURNAL_OFFSET, NODES_OFFSET, PAGE};
+use zhuque_abi::layout::{CONTROL_BYTES, GLOBALS_OFFSET, JOURNAL_OFFSET, NODES_OFFSET, PAGE, PLAN_FILE};
+use zhuque_abi::sites::{LibraryPlan, PlanHeader, Site};
 use zhuque_restore::cpu::Machine;
 use zhuque_restore::holes::{self, Run};
 use zhuque_restore::numbers::Numbers;
@@ -306,6 +307,16 @@ fn commands_on_changed_regions() {
         file.write_all_at(&old, at).expect("write");
     }
     println!("commands on changed regions: {tried} tried");
+    // Nothing of a table is shown that its checksum does not vouch for.
+    for (at, words) in [(GLOBALS_OFFSET + 8, "maps"), (NODES_OFFSET + 72, "maps"), (NODES_OFFSET + 72, "threads")] {
+        let mut old = [0];
+        file.read_exact_at(&mut old, at).expect("read");
+        file.write_all_at(&[old[0] ^ 0x40], at).expect("write");
+        let told = store.call("inspect", &["changed", words]);
+        assert_eq!((told.status, told.stderr.lines().count()), (125, 1), "{words}, {at:#x}: {}", told.stderr);
+        assert!(told.stdout.is_empty() && told.stderr.contains("checksum"), "{words}, {at:#x}: {}", told.stderr);
+        file.write_all_at(&old, at).expect("write");
+    }
     // A resume looks at everything that the checksums cover, here the first byte of each part.
     for at in [0x18, GLOBALS_OFFSET + 8, NODES_OFFSET + 72, JOURNAL_OFFSET] {
         let mut old = [0];
@@ -317,4 +328,25 @@ fn commands_on_changed_regions() {
     }
     life.resume();
     assert_eq!(life.end().status, 0);
+}
+
+/// The plan of call sites is read again when the program executes another one: what has changed in it is not believed.
+#[test]
+fn a_changed_plan() {
+    let store = Store::new();
+    let script = "sleep 3; exec /bin/echo still here";
+    let mut life = saved(&store, "planned", &Guest::installed("sh").args(["-c", script]));
+    let file = opened(&store.region("planned").join(PLAN_FILE));
+    let mut bytes = vec![0; file.metadata().expect("plan").len() as usize];
+    file.read_exact_at(&mut bytes, 0).expect("read");
+    let libraries = u32::from_le_bytes(bytes[12..16].try_into().expect("four bytes")) as usize;
+    let sites = size_of::<PlanHeader>() + libraries * size_of::<LibraryPlan>();
+    let sites = bytes[sites..].chunks_exact_mut(size_of::<Site>());
+    assert!(sites.len() > 100, "the C library has sites");
+    // Its bytes are still those of the file: only where it ends is wrong.
+    sites.for_each(|site| site[offset_of!(Site, length)] = 5);
+    file.write_all_at(&bytes, 0).expect("write");
+    life.resume();
+    let end = life.end();
+    assert_eq!((end.status, String::from_utf8_lossy(&end.stdout).as_ref()), (0, "still here\n"), "{}", end.stderr);
 }

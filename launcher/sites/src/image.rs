@@ -58,7 +58,12 @@ impl Image {
             s.p_vaddr.checked_add(s.p_memsz)?;
             Some(Load { address: s.p_vaddr, offset, length, executable: s.p_flags & PF_X != 0 })
         });
-        let loads = loads.collect();
+        let loads: Vec<Load> = loads.collect();
+        // Neighbours may share a page. Headers that name the same bytes again and again would be work without end.
+        let mapped = loads.iter().fold(0u64, |sum, load| sum.saturating_add(load.length as u64));
+        if mapped > elf.size.saturating_mul(2) {
+            return Err(Error::Malformed { path: elf.path, what: "segments that overlap" });
+        }
         let sections = read_sections(&elf, &bytes);
         let dynamic = elf.segment(PT_DYNAMIC).and_then(|s| {
             let start = usize::try_from(s.p_offset).ok()?;
@@ -133,9 +138,10 @@ impl Image {
 
     /// The symbols of `.dynsym` and `.symtab`.
     pub fn symbols(&self) -> impl Iterator<Item = Sym> + '_ {
-        let tables = { self.sections.iter() }
-            .filter(|s| s.sh_type == SHT_DYNSYM || s.sh_type == SHT_SYMTAB)
-            .filter_map(|s| self.section_bytes(s))
+        // A file has one of each, says the ELF specification.
+        let table = |kind| self.sections.iter().find(|section| section.sh_type == kind);
+        let tables = { [table(SHT_DYNSYM), table(SHT_SYMTAB)].into_iter().flatten() }
+            .filter_map(|section| self.section_bytes(section))
             .filter_map(symbol_table)
             .collect::<Vec<_>>();
         let tables = match tables.is_empty() {

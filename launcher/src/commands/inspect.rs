@@ -38,8 +38,14 @@ pub fn inspect(store: Option<&Path>, flags: &Inspect) -> anyhow::Result<i32> {
     let summary = region.summary()?;
     let (value, text) = match flags.what {
         None => whole(&region, &summary),
-        Some(What::Maps) => maps(&region)?,
-        Some(What::Threads) => threads(&region, &summary)?,
+        Some(What::Maps) => {
+            vouched(&region, &summary)?;
+            maps(&region)?
+        }
+        Some(What::Threads) => {
+            vouched(&region, &summary)?;
+            threads(&region, &summary)?
+        }
         Some(What::Fds) => descriptors(&region, &summary)?,
         Some(What::Journal) => journal(&region, &summary)?,
     };
@@ -60,7 +66,8 @@ fn whole(region: &Region, summary: &Summary) -> (Value, String) {
         Some(program) => process::threads(program.pid) as u64,
         None => summary.threads.into(),
     };
-    let mappings = mappings(region).map_or_else(|error| error.to_string(), |all| by_kind(&all));
+    let mappings = { vouched(region, summary) }.and_then(|()| mappings(region));
+    let mappings = mappings.map_or_else(|error| error.to_string(), |all| by_kind(&all));
     let value = json!({
         "name": region.name(),
         "path": region.path().to_string_lossy(),
@@ -124,6 +131,11 @@ fn by_kind(all: &[Mapping]) -> String {
         .map(|(kind, (number, bytes))| format!("{number} {kind} ({})", render::bytes(*bytes)))
         .collect();
     if parts.is_empty() { "none".into() } else { parts.join(", ") }
+}
+
+/// Whether the tables of a saved region are what was saved; nothing of them is decoded before.
+fn vouched(region: &Region, summary: &Summary) -> anyhow::Result<()> {
+    region.control().check_tables(summary).map_err(|error| anyhow!("{}: damaged: {error}", region.name()))
 }
 
 /// The mapping table, once it holds together.

@@ -97,6 +97,9 @@ impl Image {
         image.put_u32(SLOTS_OFFSET as usize + SLOT_STRIDE as usize + offset_of!(Slot, state), state::LIVE);
         let slot = SLOTS_OFFSET + SLOT_STRIDE;
         image.put_u64(slot as usize + offset_of!(Slot, saved) + offset_of!(Saved, frame), BASE + slot + 0x9000);
+        image.put_u64(slot as usize + offset_of!(Slot, this), BASE + slot);
+        image.put_u64(slot as usize + offset_of!(Slot, gate_stack), BASE + slot + GATE_STACK_TOP);
+        image.put_u32(slot as usize + offset_of!(Slot, index), 1);
         image.map(BASE, BASE + CONTROL_BYTES, attr(Kind::Control, 3));
         image.map(BASE + LIFE_OFFSET, BASE + RESERVED_BYTES, attr(Kind::Volatile, 3));
         image.map(REVIVE, REVIVE + PAGE, attr(Kind::Region, 5));

@@ -1,6 +1,8 @@
 //! # zhuque-model: what can be computed without a system call
-#![no_std]
+#![cfg_attr(not(feature = "loom"), no_std)]
 #![deny(unsafe_code)]
 
 pub mod calls;
 pub mod maptree;
+pub mod rewriting;
+pub mod sync;

@@ -1,8 +1,8 @@
 //! Rewriting call sites by plan, and again at resume.
 //!
 //! A site's `syscall` and its neighbours make room for a five-byte jump to a trampoline, which does what the
-//! overwritten instructions did around a jump into the gate. Only while nobody can be executing there: at start, and
-//! when a library has just been mapped and nobody knows its address yet.
+//! overwritten instructions did around a jump into the gate (`zhuque_model::rewriting` makes the bytes). Only while
+//! nobody can be executing there: at start, and when a library has just been mapped and nobody knows its address yet.
 #![allow(unsafe_code)]
 
 use super::place;
@@ -12,11 +12,13 @@ use crate::family::spares;
 use crate::outside;
 use crate::process_state::PR_GET_MDWE;
 use core::sync::atomic::{Ordering, compiler_fence};
-use zhuque_abi::header::{Patched, TRAMPOLINE_BYTES, TrampolinePages};
+use zhuque_abi::codec;
+use zhuque_abi::header::{TRAMPOLINE_BYTES, TrampolinePages};
 use zhuque_abi::layout::{MAX_SITES, PAGE, PLAN_FILE, page_down, page_up};
 use zhuque_abi::maps::{Kind, flag};
-use zhuque_abi::sites::{LibraryPlan, PLAN_MAGIC, PLAN_VERSION, PlanHeader, Site};
+use zhuque_abi::sites::{LibraryPlan, PLAN_MAGIC, PLAN_VERSION, PlanHeader, SITE_BYTES, Site};
 use zhuque_model::maptree::{Attr, Mapping};
+use zhuque_model::rewriting;
 use zhuque_sys::{Errno, fs, mm, process, user};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -68,7 +70,17 @@ impl Plan {
         unsafe { *(self.at as *const PlanHeader) }
     }
 
-    /// The launcher has written it for this region; what matters is that nothing is read outside of it.
+    /// Whether it is what the launcher has written. Only asked where a site is about to be rewritten: of the libraries
+    /// that programs load later, hardly any has one.
+    fn whole(&self) -> bool {
+        let behind = size_of::<PlanHeader>() as u64;
+        // SAFETY: `valid` has checked that the file is no shorter than its header; all of it is mapped.
+        let body =
+            unsafe { core::slice::from_raw_parts((self.at + behind) as *const u8, (self.bytes - behind) as usize) };
+        self.header().checksum == codec::checksum(0, body)
+    }
+
+    /// That nothing is read outside of it.
     fn valid(&self) -> bool {
         if self.bytes < size_of::<PlanHeader>() as u64 {
             return false;
@@ -123,12 +135,9 @@ pub fn library_mapped(memory: &mut Memory, start: u64, end: u64, attr: &Attr) {
     let Some(file) = (unsafe { control::files() }).get(attr.file as usize) else { return };
     let Some(plan) = Plan::open(memory) else { return };
     let fits = |l: &&LibraryPlan| l.device == file.device && l.inode == file.inode && l.size == file.size;
-    if let Some(library) = plan.libraries().iter().find(fits) {
-        let within = attr.offset..attr.offset + (end - start);
-        let sites = plan.sites(library);
-        let first = sites.partition_point(|site| site.file_offset < within.start);
-        let last = sites.partition_point(|site| site.file_offset + u64::from(site.length) <= within.end);
-        if let Some(sites) = sites.get(first..last).filter(|sites| !sites.is_empty()) {
+    if let Some(library) = plan.libraries().iter().find(fits).filter(|_| plan.whole()) {
+        let sites = rewriting::within(plan.sites(library), attr.offset, attr.offset + (end - start));
+        if !sites.is_empty() {
             let run = Mapping { start, end, attr: *attr };
             // What cannot be rewritten stays with the net.
             let _ = rewrite(memory, run, sites);
@@ -167,7 +176,7 @@ fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errn
                 continue;
             }
             let offset = (count as u64 + 1) * TRAMPOLINE_BYTES;
-            let entry = trampoline(window, offset, place, at, site, (first + count) as u32);
+            let entry = rewriting::trampoline(window, offset, place, at, site, (first + count) as u32);
             table[first + count] = entry;
             count += 1;
         }
@@ -200,11 +209,14 @@ fn rewrite(memory: &mut Memory, run: Mapping, sites: &[Site]) -> Result<(), Errn
 
 /// Whether memory holds what the plan says.
 fn as_planned(at: u64, site: &Site) -> bool {
-    let length = usize::from(site.length).min(site.original.len());
-    let mut found = [0u8; 32];
-    // SAFETY: the target is a local of 32 bytes.
+    if !rewriting::well_formed(site) {
+        return false;
+    }
+    let length = usize::from(site.length);
+    let mut found = [0u8; SITE_BYTES];
+    // SAFETY: the target is a local, and a well-formed site is no longer than it.
     let read = unsafe { user::copy(found.as_mut_ptr() as u64, at, length) };
-    read.is_ok() && length >= 5 && usize::from(site.before) + 2 <= length && found[..length] == site.original[..length]
+    read.is_ok() && found[..length] == site.original[..length]
 }
 
 /// Lets `write` fill region memory that is not mapped at its address yet.
@@ -226,43 +238,6 @@ fn write_pages(place: u64, bytes: u64, write: impl FnOnce(&mut [u8])) -> Result<
     })
 }
 
-/// Writes one trampoline at `offset` of the pages, and returns the site's entry.
-fn trampoline(window: &mut [u8], offset: u64, place: u64, at: u64, site: &Site, index: u32) -> Patched {
-    let (before, length) = (usize::from(site.before), usize::from(site.length));
-    let after = length - before - 2;
-    let start = offset as usize;
-    let mut code = [0xccu8; TRAMPOLINE_BYTES as usize];
-    code[..before].copy_from_slice(&site.original[..before]);
-    // lea rcx, [rip + 6]: behind the jump that follows.
-    code[before..before + 7].copy_from_slice(&[0x48, 0x8d, 0x0d, 6, 0, 0, 0]);
-    // jmp [rip + x]: the gate's address lies in the first bytes of the pages.
-    let jump = before + 7;
-    let from = place + offset + jump as u64 + 6;
-    let distance = (place.wrapping_sub(from)) as i32;
-    code[jump..jump + 2].copy_from_slice(&[0xff, 0x25]);
-    code[jump + 2..jump + 6].copy_from_slice(&distance.to_le_bytes());
-    let resume = jump + 6;
-    code[resume..resume + after].copy_from_slice(&site.original[before + 2..length]);
-    let back = resume + after;
-    let from = place + offset + back as u64 + 5;
-    let distance = (at + length as u64).wrapping_sub(from) as i32;
-    code[back] = 0xe9;
-    code[back + 1..back + 5].copy_from_slice(&distance.to_le_bytes());
-    let end = TRAMPOLINE_BYTES as usize;
-    code[end - 4..].copy_from_slice(&index.to_le_bytes());
-    window[start..start + end].copy_from_slice(&code);
-    Patched {
-        address: at,
-        trampoline: place + offset,
-        before: site.before,
-        length: site.length,
-        resume: resume as u8,
-        trampoline_bytes: (back + 5) as u8,
-        reserved: 0,
-        original: site.original,
-    }
-}
-
 /// Writes the jumps of one library's sites into its text.
 fn write_jumps(pages: &TrampolinePages) -> Result<(), Errno> {
     // SAFETY: sites of this library were entered before.
@@ -273,11 +248,8 @@ fn write_jumps(pages: &TrampolinePages) -> Result<(), Errno> {
     unsafe {
         mm::mprotect(start, end - start, READ_WRITE)?;
         for site in sites {
-            let mut code = [0xccu8; 32];
-            code[0] = 0xe9;
-            let distance = site.trampoline.wrapping_sub(site.address + 5) as i32;
-            code[1..5].copy_from_slice(&distance.to_le_bytes());
-            user::copy(site.address, code.as_ptr() as u64, usize::from(site.length).min(32))?;
+            let code = rewriting::jump(site);
+            user::copy(site.address, code.as_ptr() as u64, usize::from(site.length).min(code.len()))?;
         }
         mm::mprotect(start, end - start, READ_EXEC)
     }
@@ -312,8 +284,10 @@ pub fn library_unmapped(memory: &mut Memory, start: u64, end: u64) {
     // SAFETY: the memory lock is held.
     let globals = unsafe { &mut *memory.globals };
     for pages in globals.trampolines.iter_mut().filter(|pages| pages.low < end && start < pages.high) {
+        // The number first: where that is 0 the rest means nothing, whatever comes in between.
+        pages.count = 0;
+        compiler_fence(Ordering::Release);
         pages.low = 0;
         pages.high = 0;
-        pages.count = 0;
     }
 }

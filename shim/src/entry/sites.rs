@@ -7,6 +7,7 @@
 
 use crate::control;
 use zhuque_abi::header::{Patched, TRAMPOLINE_BYTES, TrampolinePages};
+use zhuque_model::rewriting;
 
 /// The trampoline page run that `matches`.
 fn library(matches: impl Fn(&TrampolinePages) -> bool) -> Option<TrampolinePages> {
@@ -38,16 +39,7 @@ fn by_address(pc: u64) -> Option<Patched> {
 
 /// What the program may see instead of `pc`.
 pub fn visible(pc: u64) -> u64 {
-    let Some(site) = by_trampoline(pc) else { return pc };
-    let (before, resume) = (u64::from(site.before), u64::from(site.resume));
-    let offset = pc - site.trampoline;
-    if offset < before {
-        site.address + offset
-    } else if offset < resume {
-        site.address + before
-    } else {
-        (site.address + before + 2 + (offset - resume)).min(site.address + u64::from(site.length))
-    }
+    by_trampoline(pc).map_or(pc, |site| rewriting::visible(&site, pc))
 }
 
 /// The address of the `syscall` instruction whose call returns to `return_address`, as the program may see it.
@@ -57,14 +49,5 @@ pub fn call_site(return_address: u64) -> u64 {
 
 /// Where to go on if the program means `pc`.
 pub fn executable(pc: u64) -> u64 {
-    let Some(site) = by_address(pc) else { return pc };
-    let before = u64::from(site.before);
-    let offset = pc - site.address;
-    if offset == 0 {
-        pc
-    } else if offset <= before {
-        site.trampoline + offset
-    } else {
-        site.trampoline + u64::from(site.resume) + offset.saturating_sub(before + 2)
-    }
+    by_address(pc).map_or(pc, |site| rewriting::executable(&site, pc))
 }

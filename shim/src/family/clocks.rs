@@ -341,7 +341,7 @@ pub fn rt_sigtimedwait(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
     if a[1] != 0 && control::life().generation != 0 {
         // SAFETY: the program's memory, where the kernel has just written it.
         let mut info = unsafe { user::read(a[1]) }?;
-        super::signals::virtual_sender(&mut info);
+        super::signals::virtual_sender(&mut info, slot);
         // SAFETY: as above.
         unsafe { user::write(a[1], &info) }?;
     }

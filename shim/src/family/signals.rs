@@ -12,6 +12,7 @@ use crate::{control, entry::sites};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::Action;
 use zhuque_abi::slot::{Retry, SigInfo, Slot};
+use zhuque_model::sync;
 use zhuque_sys::signal::{KernelAction, SA_RESTORER, bit, set_action};
 use zhuque_sys::{Errno, process, signal, user};
 
@@ -51,16 +52,9 @@ pub fn action(signal: u32) -> Action {
     // SAFETY: the table lives as long as the process; a torn read is noticed by the sequence number.
     unsafe {
         let globals = control::globals();
-        let sequence = &(&(*globals).action_sequence)[index];
-        loop {
-            let before = sequence.load(Ordering::Acquire);
-            let value = core::ptr::read_volatile(&raw const (*globals).actions[index]);
-            core::sync::atomic::fence(Ordering::Acquire);
-            if before & 1 == 0 && sequence.load(Ordering::Relaxed) == before {
-                return value;
-            }
-            core::hint::spin_loop();
-        }
+        sync::read(&(&(*globals).action_sequence)[index], || {
+            core::ptr::read_volatile(&raw const (*globals).actions[index])
+        })
     }
 }
 
@@ -82,10 +76,9 @@ fn store_action(signal: u32, value: Action) {
     // SAFETY: as in `action`; writers are serialised by the caller.
     unsafe {
         let globals = control::globals();
-        let sequence = &(&(*globals).action_sequence)[index];
-        sequence.fetch_add(1, Ordering::Acquire);
-        core::ptr::write_volatile(&raw mut (*globals).actions[index], value);
-        sequence.fetch_add(1, Ordering::Release);
+        sync::write(&(&(*globals).action_sequence)[index], || {
+            core::ptr::write_volatile(&raw mut (*globals).actions[index], value);
+        });
     }
 }
 

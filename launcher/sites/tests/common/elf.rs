@@ -13,7 +13,7 @@ const DYNAMIC: u64 = 0x4800;
 /// A function in `.eh_frame`: from, to (offsets in the code), address of its exception table.
 pub type Frame = (u64, u64, Option<u64>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Builder {
     pub code: Vec<u8>,
     pub frames: Vec<Frame>,
