@@ -20,6 +20,7 @@ use crate::family::mapped_files::{self, Part};
 use crate::family::memory_files::mtime_ns;
 use crate::family::{Failure, recovery};
 use crate::journal::Journal;
+use crate::process_state;
 use crate::save;
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
@@ -48,6 +49,9 @@ pub unsafe extern "C" fn lead() -> ! {
     if life.stop.swap(stop::SAVE, Ordering::AcqRel) != stop::NONE || taken().any(suspended) {
         save::unsaved_outside(b"a fork was under way");
     }
+    // What is pending for the others alone has been written down by the tracer.
+    // SAFETY: this thread's own slot.
+    process_state::note_pending(unsafe { &*handler::current_slot() });
     for slot in taken() {
         // SAFETY: constant while the slot is in use.
         let index = unsafe { (*slot).index };
