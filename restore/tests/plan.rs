@@ -62,7 +62,7 @@ fn every_kind_becomes_its_steps() {
             (edge, K64, Source::Slice(3), 0, 3),
             (BASE, CONTROL_BYTES, Source::Control, 0, 3),
             (BASE + LIFE_OFFSET, LIFE_BYTES, Source::Anonymous, 0, 3),
-            (REVIVE, PAGE, Source::Slice(6), REVIVE & (SLICE_BYTES - 1), 5),
+            (REVIVE, PAGE, Source::Slice((REVIVE / SLICE_BYTES) as usize), REVIVE % SLICE_BYTES, 5),
         ]
     );
     let flags: Vec<_> = plan.steps.iter().map(|s| s.flags).collect();

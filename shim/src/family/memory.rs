@@ -1,6 +1,6 @@
 //! Memory: the calls that change mappings, with the region behind what was private and anonymous.
 //!
-//! The byte at address A lies in slice A >> 43 at offset A & (2^43 - 1), so that the mapping table is the only
+//! The byte at address A lies in slice A >> 42 at offset A & (2^42 - 1), so that the mapping table is the only
 //! metadata. Every call here holds the memory lock from its look at the table to its change of it, so that nobody gets
 //! at an address between the end of its mapping and that of its content.
 //!
