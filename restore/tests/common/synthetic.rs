@@ -162,6 +162,10 @@ impl Synthetic {
         let (mapped, unmapped, table) = (Vec::new(), Vec::new(), Vec::new());
         let mut region = Synthetic { path, exe, directory, lock, slices, mapped, unmapped, table };
         region.fill(options);
+        // Until it is written back, ext4 does not count the blocks that a file's list of extents takes.
+        for slice in &region.slices {
+            slice.sync_all().expect("room");
+        }
         region
     }
 
