@@ -163,10 +163,10 @@ class Rig:
         generation = self.resume_programs()
         self.wait_for_memcached()
         keys, size = self.verify()
+        saved = ", ".join(f"{took} ({name})" for name, took in self.saved.items()) or "more than 10 s"
         print(
             f"{self.name} cycle {number}: {keys:,} keys and {size:,} bytes of memcached are there; generation"
-            f" {generation}; saved in {', '.join(f'{time} ({name})' for name, time in self.saved.items())};"
-            f" booted in {self.machine.booted:.1f} s",
+            f" {generation}; saved in {saved}; booted in {self.machine.booted:.1f} s",
             flush=True,
         )
 
