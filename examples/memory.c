@@ -240,6 +240,15 @@ static void step_float(long pages) {
     is->at = NULL;
 }
 
+/* A mapping whose flags the kernel is to check, where it likes: those that it does not know are an error. */
+static void step_validated(void) {
+    long at = below(FILE_PAGES);
+    char *page = mmap(NULL, PAGE, PROT_READ, MAP_SHARED_VALIDATE, file, at * PAGE);
+    CHECK(page != MAP_FAILED && stamped(page, 0xf11e000000 + (uint64_t)at * 16 + 16));
+    CHECK(munmap(page, PAGE) == 0);
+    CHECK(mmap(NULL, PAGE, PROT_READ, MAP_SHARED_VALIDATE | 1 << 21, file, 0) == MAP_FAILED && errno == EOPNOTSUPP);
+}
+
 /* The heap's end moves; what comes back is zero. */
 static void step_heap(long pages) {
     for (char *at = heap_start; at < heap_end; at += PAGE)
@@ -264,6 +273,7 @@ static void step(void) {
     case 11: step_resize(from, pages); break;
     case 12: step_float(pages); break;
     case 13: step_heap(pages); break;
+    case 14: step_validated(); break;
     default: write_pages(from, pages); break;
     }
     for (long i = from ? from - 1 : 0; i < from + pages + 1; i++) check_page(i);

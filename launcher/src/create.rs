@@ -129,8 +129,17 @@ fn fill(store: &Store, name: &str, setup: &Setup<'_>, directory: &OwnedFd) -> an
         _ => anyhow!("{name}: cannot make the region's files: {error}"),
     })?;
     mkdirat(directory, FILES_DIR, Mode::S_IRWXU)?;
-    new_file(directory, BOOT_FILE)?.write_all(&setup.settings.encode(setup.medium)?)?;
-    new_file(directory, PLAN_FILE)?.write_all(&plans(store, setup))?;
+    let written = [
+        (new_file(directory, BOOT_FILE)?, setup.settings.encode(setup.medium)?),
+        (new_file(directory, PLAN_FILE)?, plans(store, setup)),
+    ];
+    for (mut file, content) in written {
+        file.write_all(&content)?;
+        // A save writes back what the program changes, and has no time for what was there from the start.
+        if setup.medium == Medium::Disk {
+            file.sync_all()?;
+        }
+    }
     shim(store, directory)?;
     Ok(lock)
 }
@@ -166,7 +175,9 @@ fn shim(store: &Store, directory: &OwnedFd) -> anyhow::Result<()> {
     }
     let none = AtFlags::empty();
     if linkat(&shims, file.as_str(), directory, SHIM_FILE, none).is_err() {
-        new_file(directory, SHIM_FILE)?.write_all(embedded::SHIM)?;
+        let mut copy = new_file(directory, SHIM_FILE)?;
+        copy.write_all(embedded::SHIM)?;
+        copy.sync_all()?;
     }
     Ok(())
 }

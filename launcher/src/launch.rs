@@ -26,7 +26,7 @@ use crate::store::{Probe, Store};
 use crate::supervise;
 
 /// Open files that a process must be allowed to have.
-const DESCRIPTORS: u64 = 64;
+const DESCRIPTORS: u64 = 80;
 
 /// What `zhuque run` was asked for.
 pub struct Request {
@@ -77,7 +77,7 @@ fn check_store(store: &Store, probe: &Probe) -> anyhow::Result<()> {
         bail!("{shown}: nothing in the store can be executed: {why}; name another with -s");
     }
     if let Err(why) = &probe.sparse {
-        bail!("{shown}: the store cannot hold sparse files of 8 TiB: {why}; raise ulimit -f, or name another with -s");
+        bail!("{shown}: the store cannot hold sparse files of 4 TiB: {why}; raise ulimit -f, or name another with -s");
     }
     probe.refuse_full(store.path()).map_err(|error| anyhow!("{error}; make room, or name another with -s"))?;
     check_path(store.path(), "the store's path", "-s")?;

@@ -9,17 +9,17 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::fstatfs;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
-use zhuque_abi::layout::SLICE_BYTES;
+use zhuque_abi::layout::{PAGE, SLICE_BYTES};
 
 use crate::sys;
 
@@ -239,7 +239,7 @@ pub fn probe(path: &Path) -> anyhow::Result<Probe> {
 
 /// What a file in the directory can do.
 fn probe_file(file: &File, probe: &mut Probe) {
-    if let Err(error) = file.set_len(zhuque_abi::layout::PAGE) {
+    if let Err(error) = file.set_len(PAGE) {
         probe.writable = Err(error.to_string());
         return;
     }
@@ -252,10 +252,23 @@ fn probe_file(file: &File, probe: &mut Probe) {
     if sys::can_map(file, write, libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC).is_ok() {
         probe.medium = Medium::Dax;
     }
-    let large = with_large_files(|| file.set_len(SLICE_BYTES));
+    let large = with_large_files(|| file.set_len(SLICE_BYTES).and_then(|()| forgets(file)));
     if let Err(error) = large {
         probe.sparse = Err(error.to_string());
     }
+}
+
+/// An error if a hole that is punched at the end of a slice keeps its content: there are kernels whose ext4 says that it
+/// has punched one, and does nothing. A store that is full is for others to find.
+fn forgets(file: &File) -> io::Result<()> {
+    let last = SLICE_BYTES - PAGE;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let mut content = [1];
+    if file.write_all_at(&content, last).is_err() || fallocate(file, flags, last as i64, PAGE as i64).is_err() {
+        return Ok(());
+    }
+    file.read_exact_at(&mut content, last)?;
+    if content == [0] { Ok(()) } else { Err(io::Error::other("holes that are punched in them keep their content")) }
 }
 
 /// A file without a name in `directory`, or one whose name is gone again.

@@ -62,7 +62,7 @@ fn every_kind_becomes_its_steps() {
             (edge, K64, Source::Slice(3), 0, 3),
             (BASE, CONTROL_BYTES, Source::Control, 0, 3),
             (BASE + LIFE_OFFSET, LIFE_BYTES, Source::Anonymous, 0, 3),
-            (REVIVE, PAGE, Source::Slice(6), REVIVE & (SLICE_BYTES - 1), 5),
+            (REVIVE, PAGE, Source::Slice((REVIVE / SLICE_BYTES) as usize), REVIVE % SLICE_BYTES, 5),
         ]
     );
     let flags: Vec<_> = plan.steps.iter().map(|s| s.flags).collect();
@@ -156,14 +156,14 @@ fn descriptor_numbers() {
     // Helpers that do not fit below go above.
     let n = Numbers::choose(20, 200, 12, 9, None).expect("numbers");
     assert_eq!((n.region, n.helpers), (20, 20 + REGION_COUNT as i32));
-    assert_eq!(n.used(), [(20, 38), (39, 47)]);
+    assert_eq!(n.used(), [(20, 54), (55, 63)]);
     // A program with numbers above the usual place.
     let n = Numbers::choose(64, 200, 100, 9, None).expect("numbers");
-    assert_eq!((n.region, n.helpers), (100, 119));
+    assert_eq!((n.region, n.helpers), (100, 100 + REGION_COUNT as i32));
     let needed = 12 + 9 + REGION_COUNT;
     assert_eq!(Numbers::choose(30, 30, 12, 9, None), Err(Error::Descriptors { needed, limit: 30 }));
     let d = Numbers::choose(1024, 1024, 12, 9, None).expect("numbers").region_descriptors();
-    assert_eq!((d.first, d.slices[0], d.slices[15], d.lock, d.end), (1005, 1005, 1020, 1023, 1024));
+    assert_eq!((d.first, d.slices[0], d.slices[31], d.lock, d.end), (989, 989, 1020, 1023, 1024));
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn check_descriptors(pid: Pid) {
     open.sort_unstable();
     let block: Vec<u32> = open.iter().copied().filter(|fd| *fd >= synthetic::SOFT_LIMIT as u32).collect();
     let first = synthetic::SOFT_LIMIT as u32;
-    assert_eq!(block, (first..first + 19).collect::<Vec<_>>());
+    assert_eq!(block, (first..first + SLICES as u32 + 3).collect::<Vec<_>>());
     let helpers = &open[..open.len() - block.len()];
     assert!(helpers[0] > synthetic::HIGHEST_DESCRIPTOR as u32, "{helpers:?}");
     // Status, memfd, stdio, one file opened twice.

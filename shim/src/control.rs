@@ -12,7 +12,7 @@ use zhuque_abi::layout::{
     LIFE_ARGUMENTS_BYTES, LIFE_OFFSET, LIFE_SCRATCH, LIFE_SCRATCH_BYTES, LIFE_STACK_BYTES, LIFE_STACKS, LIFE_THREADS,
     MAX_FILES, MAX_NODES, MAX_SITES, NODES_OFFSET, SITES_OFFSET, SLOT_STRIDE, SLOTS_OFFSET,
 };
-use zhuque_abi::life::{Life, LifeThread};
+use zhuque_abi::life::{Life, LifeThread, boot_flag};
 use zhuque_abi::maps::Node;
 use zhuque_abi::slot::Slot;
 use zhuque_model::sync;
@@ -133,6 +133,17 @@ pub unsafe fn sites() -> &'static mut [Patched] {
 pub unsafe fn journal() -> &'static mut [u8] {
     // SAFETY: the range lies in the control mapping.
     unsafe { core::slice::from_raw_parts_mut((base() + JOURNAL_OFFSET) as *mut u8, JOURNAL_BYTES as usize) }
+}
+
+/// How the region's files are mapped in a life with these flags ([`boot_flag`]). On DAX without MAP_SYNC a store to a page
+/// that was not there before can be lost with the block that it went to.
+pub fn sharing_with(flags: u32) -> i32 {
+    if flags & boot_flag::DAX != 0 { libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC } else { libc::MAP_SHARED }
+}
+
+/// How the region's files are mapped in this life.
+pub fn sharing() -> i32 {
+    sharing_with(life().flags)
 }
 
 /// Whether `address` lies in the control mapping or the life area.

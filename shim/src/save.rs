@@ -480,6 +480,9 @@ fn commit(life: &Life, stopped: u64, clocks: [u64; 3], journal: &Journal) -> ! {
     if life.flags & boot_flag::SYNC_REGION != 0 {
         sync_region(life);
     }
+    if life.flags & (boot_flag::SYNC_REGION | boot_flag::DAX) != 0 {
+        sync_metadata(life);
+    }
     header.saved_realtime_ns = time::now(libc::CLOCK_REALTIME) as u64;
     header.save_total_ns = time::now(libc::CLOCK_MONOTONIC) as u64 - begun;
     header.checksum = header_checksum(header);
@@ -497,6 +500,19 @@ fn sync_region(life: &Life) {
         let _ = fs::sync_data(fd);
     }
     sync_control();
+}
+
+/// Writes back what the file system knows of the region: holes that were punched, whose content would be back after the
+/// power failure, and names of files that are kept alive. What has changed the directory last stands in the file system's
+/// journal behind all of that.
+fn sync_metadata(life: &Life) {
+    let directory = life.descriptors.directory;
+    if fs::touch(directory).and_then(|()| fs::sync_all(directory)).is_err() {
+        // The program has given up the rights to its region.
+        for &fd in &life.descriptors.slices {
+            let _ = fs::sync_data(fd);
+        }
+    }
 }
 
 /// Writes the control file back, by its mapping.

@@ -1,6 +1,6 @@
 //! What a region holds, byte by byte: to find out whether a command changed anything, and what.
 //!
-//! Slices are sparse files of 8 TiB, so only data is read; a block of zeros counts as a hole, since reading a mapped
+//! Slices are sparse files of 4 TiB, so only data is read; a block of zeros counts as a hole, since reading a mapped
 //! hole may allocate it.
 
 use nix::unistd::{Whence, lseek};

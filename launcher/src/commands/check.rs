@@ -195,9 +195,9 @@ fn probe_findings(findings: &mut Findings, path: &Path, probe: &Probe) {
         }
     }
     match &probe.sparse {
-        Ok(()) => findings.ok("sparse", "files of 8 TiB are possible"),
+        Ok(()) => findings.ok("sparse", "files of 4 TiB are possible"),
         Err(why) => findings
-            .blocked("sparse", format!("no files of 8 TiB: {why}; raise ulimit -f, or name another store with -s")),
+            .blocked("sparse", format!("no files of 4 TiB: {why}; raise ulimit -f, or name another store with -s")),
     }
     let free = render::bytes(probe.free);
     if let Err(full) = probe.refuse_full(path) {

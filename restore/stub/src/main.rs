@@ -119,14 +119,10 @@ unsafe fn map_all(args: &ResumeArgs) {
     while at < args.steps {
         // SAFETY: `steps` of them follow the arguments, by the caller's argument.
         let step = unsafe { &*first.wrapping_add(at as usize) };
-        let flags = step.flags | libc::MAP_FIXED_NOREPLACE;
-        // SAFETY: without replacing, a mapping can only fill what is free.
-        let mapped = unsafe { mm::mmap(step.start, step.bytes, step.prot, flags, step.fd, step.offset) };
-        match mapped {
-            Ok(start) if start == step.start => {}
-            // Kernels before 4.17 take the flag for a hint.
-            Ok(_) => fail_step(args, step, Errno(libc::EEXIST)),
-            Err(error) => fail_step(args, step, error),
+        // SAFETY: only what is free is filled, and nothing else runs here.
+        let mapped = unsafe { mm::mmap_free(step.start, step.bytes, step.prot, step.flags, step.fd, step.offset) };
+        if let Err(error) = mapped {
+            fail_step(args, step, error);
         }
         at += 1;
     }

@@ -7,12 +7,14 @@
 
 /// Bytes of a page. Only x86-64 with 4 KiB base pages is supported.
 pub const PAGE: u64 = 4096;
-/// log2 of the bytes of virtual address space that one slice file backs (8 TiB: ext4 ends at 16 TiB a file).
-pub const SLICE_SHIFT: u32 = 43;
+/// log2 of the bytes of virtual address space that one slice file backs (4 TiB). ext4 ends at 16 TiB a file, but from
+/// Linux 6.0 to 6.14 it does *nothing* where a hole is to be punched beyond the largest file that block maps could have
+/// (4 TiB and 4 GiB, `s_bitmap_maxbytes`), and says that it has.
+pub const SLICE_SHIFT: u32 = 42;
 /// Bytes that one slice file backs.
 pub const SLICE_BYTES: u64 = 1 << SLICE_SHIFT;
 /// Number of slices: they cover the whole 47-bit user half.
-pub const SLICES: usize = 16;
+pub const SLICES: usize = 32;
 /// First address above the program's address space (TASK_SIZE of x86-64, arch/x86/include/asm/page_64_types.h).
 pub const TASK_SIZE: u64 = (1 << 47) - PAGE;
 

@@ -228,8 +228,8 @@ fn write_pages(place: u64, bytes: u64, write: impl FnOnce(&mut [u8])) -> Result<
         }
         // SAFETY: a window at an address of the kernel's choice, used here only.
         unsafe {
-            let window =
-                mm::mmap(0, bytes, READ_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE, slice_fd(slice), offset)?;
+            let flags = control::sharing() | libc::MAP_POPULATE;
+            let window = mm::mmap(0, bytes, READ_WRITE, flags, slice_fd(slice), offset)?;
             if let Some(write) = write.take() {
                 write(core::slice::from_raw_parts_mut(window as *mut u8, bytes as usize));
             }

@@ -123,7 +123,7 @@ fn set_up(lock: i32, region: &[u8]) -> Result<Boot, Errno> {
     let directory = fs::open_at(libc::AT_FDCWD, path.push(region), libc::O_RDONLY | libc::O_DIRECTORY | flags, 0)?;
     let boot = read_boot(directory)?;
     let control_fd = open_in(directory, &[CONTROL_FILE.as_bytes()], libc::O_RDWR | flags)?;
-    let base = map_control(control_fd)?;
+    let base = map_control(control_fd, control::sharing_with(boot.flags))?;
     control::set_base(base);
     let mut own = RegionDescriptors { slices: [-1; SLICES], control: control_fd, directory, lock, first: -1, end: -1 };
     for (index, slice) in own.slices.iter_mut().enumerate() {
@@ -178,12 +178,12 @@ fn read_boot(directory: i32) -> Result<Boot, Errno> {
 }
 
 /// Reserves the addresses and maps the control file and the life area.
-fn map_control(fd: i32) -> Result<u64, Errno> {
+fn map_control(fd: i32, sharing: i32) -> Result<u64, Errno> {
     let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh reservation, filled in at once.
     unsafe {
         let base = mm::mmap(0, RESERVED_BYTES, 0, anonymous, -1, 0)?;
-        mm::mmap(base, CONTROL_BYTES, READ_WRITE, libc::MAP_SHARED | libc::MAP_FIXED, fd, 0)?;
+        mm::mmap(base, CONTROL_BYTES, READ_WRITE, sharing | libc::MAP_FIXED, fd, 0)?;
         mm::mmap(base + LIFE_OFFSET, LIFE_BYTES, READ_WRITE, anonymous | libc::MAP_FIXED, -1, 0)?;
         Ok(base)
     }

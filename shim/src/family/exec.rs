@@ -9,7 +9,7 @@ use crate::gate::{Result64, again, error, raw};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{PATH_BYTES, Phase, VERSION, phase_word};
 use zhuque_abi::layout::{BOOT_FILE, CONTROL_FILE, ENV_REGION, PAGE, SHIM_FILE};
-use zhuque_abi::life::{BOOT_MAGIC, Boot, Vdso};
+use zhuque_abi::life::{BOOT_MAGIC, Boot, Vdso, boot_flag};
 use zhuque_abi::slot::Slot;
 use zhuque_sys::signal::bit;
 use zhuque_sys::{Errno, fs, mm, process, signal, user};
@@ -131,6 +131,9 @@ fn tell_new_image(blocked: bool, mask: u64) -> Result<(), Errno> {
             mm::munmap(window, PAGE).and(written)
         })
     };
+    if life.flags & boot_flag::SYNC_REGION != 0 {
+        let _ = fs::sync_data(file);
+    }
     fs::close(file)?;
     done
 }

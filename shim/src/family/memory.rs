@@ -1,6 +1,6 @@
 //! Memory: the calls that change mappings, with the region behind what was private and anonymous.
 //!
-//! The byte at address A lies in slice A >> 43 at offset A & (2^43 - 1), so that the mapping table is the only
+//! The byte at address A lies in slice A >> 42 at offset A & (2^42 - 1), so that the mapping table is the only
 //! metadata. Every call here holds the memory lock from its look at the table to its change of it, so that nobody gets
 //! at an address between the end of its mapping and that of its content.
 //!
@@ -14,7 +14,6 @@ use crate::gate::{Result64, error, raw};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::Globals;
 use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, page_up, slice_of};
-use zhuque_abi::life::boot_flag;
 use zhuque_abi::maps::{Kind, flag};
 use zhuque_model::maptree::{Attr, Full, MapTree, Mapping};
 use zhuque_sys::{Errno, fs, mm};
@@ -112,11 +111,12 @@ pub fn slice_fd(slice: usize) -> i32 {
 
 /// Maps region memory at its address. `flags`: MAP_FIXED or MAP_FIXED_NOREPLACE and what else the kernel is to see.
 pub fn map_slices(start: u64, end: u64, prot: u64, flags: i32) -> Result<(), Errno> {
-    let dax = control::life().flags & boot_flag::DAX != 0;
-    let sharing = if dax { libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC } else { libc::MAP_SHARED };
+    let only_free = flags & libc::MAP_FIXED_NOREPLACE != 0;
+    let flags = control::sharing() | (flags & !libc::MAP_FIXED_NOREPLACE);
     by_slice(start, end, |slice, offset, address, bytes| {
+        let map = if only_free { mm::mmap_free } else { mm::mmap };
         // SAFETY: the caller has made sure that the range is free or to be replaced, and is not ours.
-        unsafe { mm::mmap(address, bytes, prot as i32, sharing | flags, slice_fd(slice), offset) }.map(|_| ())
+        unsafe { map(address, bytes, prot as i32, flags, slice_fd(slice), offset) }.map(|_| ())
     })
 }
 
@@ -342,7 +342,8 @@ fn copy_part(slice: usize, offset: u64, address: u64, bytes: u64) -> Result<(), 
     // SAFETY: a fresh mapping at an address that the kernel chooses, and away with it. The source may end before its
     // pages do (a file shorter than its mapping): copy page by page, leaving zeroes where it faults.
     unsafe {
-        let window = mm::mmap(0, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, slice_fd(slice), offset)?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let window = mm::mmap(0, bytes, prot, control::sharing(), slice_fd(slice), offset)?;
         let mut at = 0;
         while at < bytes {
             let _ = zhuque_sys::user::copy(window + at, address + at, PAGE as usize);

@@ -169,10 +169,13 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
         try_file(request)?;
         punch(memory, place, end)?;
     }
-    let kept = (request.flags & !(MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)) as i32 | fixed;
+    let replaces = fixed == libc::MAP_FIXED;
+    let kept = (request.flags & !(MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)) as i32;
+    let map = if replaces { mm::mmap } else { mm::mmap_free };
+    let kept = if replaces { kept | fixed } else { kept };
     // The kernel judges the request, also where region memory takes its place right away.
     // SAFETY: the range is free or to be replaced, and nothing of ours.
-    unsafe { mm::mmap(place, request.bytes, request.prot as i32, kept, request.fd, request.offset) }?;
+    unsafe { map(place, request.bytes, request.prot as i32, kept, request.fd, request.offset) }?;
     let mut attr = Attr { kind: Kind::FileShared, prot: request.prot as u8, flags: 0, file, offset: request.offset };
     if private {
         attr.kind = Kind::FilePrivate;

@@ -3,6 +3,7 @@
 
 use super::content::extents;
 use super::memory::{Memory, fresh_slices, full, not_ours, range, slice_fd, unmap};
+use crate::control;
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, SLICE_BYTES, TASK_SIZE, slice_of};
 use zhuque_abi::maps::Kind;
@@ -156,12 +157,12 @@ fn copy_run(from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
         let (from_slice, from_offset) = slice_of(from + done);
         let (to_slice, to_offset) = slice_of(to + done);
         let run = (bytes - done).min(SLICE_BYTES - from_offset).min(SLICE_BYTES - to_offset);
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let (prot, sharing) = (libc::PROT_READ | libc::PROT_WRITE, control::sharing());
         // SAFETY: fresh mappings at addresses that the kernel chooses, gone again below; the copy reports a store that
         // is full (SIGBUS) as EFAULT.
         unsafe {
-            let source = mm::mmap(0, run, prot, libc::MAP_SHARED, slice_fd(from_slice), from_offset)?;
-            let target = mm::mmap(0, run, prot, libc::MAP_SHARED, slice_fd(to_slice), to_offset)?;
+            let source = mm::mmap(0, run, prot, sharing, slice_fd(from_slice), from_offset)?;
+            let target = mm::mmap(0, run, prot, sharing, slice_fd(to_slice), to_offset)?;
             let copied = zhuque_sys::user::copy(target, source, run as usize);
             mm::munmap(source, run)?;
             mm::munmap(target, run)?;

@@ -24,6 +24,39 @@ pub unsafe fn mmap(address: u64, bytes: u64, prot: i32, flags: i32, fd: i32, off
     .map(|a| a as u64)
 }
 
+/// mmap(2) at an address that must be free, else EEXIST. `flags` are without MAP_FIXED and MAP_FIXED_NOREPLACE: the kernel
+/// does not take the latter together with MAP_SHARED_VALIDATE (EOPNOTSUPP), so the range is reserved first there.
+///
+/// # Safety
+/// What else may map memory meanwhile does not replace what is in this range.
+#[inline]
+pub unsafe fn mmap_free(address: u64, bytes: u64, prot: i32, flags: i32, fd: i32, offset: u64) -> Result<u64, Errno> {
+    let only_free = libc::MAP_FIXED_NOREPLACE;
+    let reserve = flags & libc::MAP_TYPE == libc::MAP_SHARED_VALIDATE;
+    let reservation = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | only_free;
+    // SAFETY: nothing is replaced but the reservation.
+    unsafe {
+        let at = if reserve {
+            mmap(address, bytes, 0, reservation, -1, 0)?
+        } else {
+            mmap(address, bytes, prot, flags | only_free, fd, offset)?
+        };
+        // Kernels before 4.17 take the flag for a hint.
+        if at != address {
+            let _ = munmap(at, bytes);
+            return Err(Errno(libc::EEXIST));
+        }
+        if !reserve {
+            return Ok(at);
+        }
+        let mapped = mmap(address, bytes, prot, flags | libc::MAP_FIXED, fd, offset);
+        if mapped.is_err() {
+            let _ = munmap(address, bytes);
+        }
+        mapped
+    }
+}
+
 /// munmap(2).
 ///
 /// # Safety

@@ -45,6 +45,13 @@ pub fn capture_stdio(c: &mut Capture<'_>, found: &Found<'_>, number: u32) -> Res
     let settings = match kind_of(found.mode) {
         // Settings of a terminal that others use at the moment are theirs.
         libc::S_IFCHR if in_foreground(found.fd) => terminal::settings(found.fd).ok(),
+        // What the program has printed is its own, although the resume may be given another file.
+        libc::S_IFREG if c.file_sync => match fs::sync_all(found.fd) {
+            Err(e @ Errno(libc::EIO | libc::ENOSPC | libc::EDQUOT)) => {
+                return Err(Failure::about(b"standard output").errno(e));
+            }
+            _ => None,
+        },
         _ => None,
     };
     let termios = settings.as_ref().map_or(&[][..], |s| &s[..]);
