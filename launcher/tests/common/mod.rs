@@ -133,6 +133,20 @@ impl HandMade {
             let at = NODES_OFFSET as usize + index * size_of::<Node>();
             self.put(at, &node_bytes(node));
         }
+        self.vouch(head.used);
+    }
+
+    /// Makes the tables' checksum right: there are `nodes` of mappings, and nothing else.
+    fn vouch(&self, nodes: u32) {
+        let part = |seed, at: u64, bytes: usize| {
+            let mut read = vec![0; bytes];
+            self.control.read_exact_at(&mut read, at).unwrap();
+            codec::checksum(seed, &read)
+        };
+        let sum = part(0, GLOBALS_OFFSET, size_of::<Globals>());
+        let sum = part(sum, NODES_OFFSET + size_of::<Node>() as u64, nodes as usize * size_of::<Node>());
+        self.put(offset_of!(Header, control_checksum), &sum.to_le_bytes());
+        self.seal();
     }
 
     /// All bytes that a failed command must not change.

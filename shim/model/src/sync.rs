@@ -1,7 +1,7 @@
 //! How the guest's threads wait for each other, without the kernel: the words' values and their order.
 //!
-//! [`lock`] and [`unlock`] (the two locks of the control mapping), [`read`] and [`write`] (a table that is read without
-//! a lock), [`Collection`] (threads that stand still are asked once more). Sleeping and waking is the caller's
+//! [`lock`] and [`unlock`] (the two locks of the control mapping), [`read`] and [`write()`] (a table that is read
+//! without a lock), [`Collection`] (threads that stand still are asked once more). Sleeping and waking is the caller's
 //! ([`Futex`]). With the feature `loom` the words are loom's, and `tests/sync.rs` goes through every order in which
 //! this very code can run. Neighbours: the shim's `control`, `family::signals`, `save`.
 
