@@ -7,9 +7,10 @@
 
 /// Bytes of a page. Only x86-64 with 4 KiB base pages is supported.
 pub const PAGE: u64 = 4096;
-/// log2 of the bytes of virtual address space that one slice file backs (4 TiB). ext4 ends at 16 TiB a file, but from
-/// Linux 6.0 to 6.14 it does *nothing* where a hole is to be punched beyond the largest file that block maps could have
-/// (4 TiB and 4 GiB, `s_bitmap_maxbytes`), and says that it has.
+/// log2 of the bytes of virtual address space that one slice file backs (4 TiB). ext4 ends at 16 TiB a file, but
+/// `ext4_punch_hole` has for years held holes to what block maps can reach, also in files of extents (its `max_end` was
+/// `s_bitmap_maxbytes`, a little more than 4 TiB; mended in 2025): behind that it did *nothing*, and said that it had.
+/// Seen with Linux 6.1.
 pub const SLICE_SHIFT: u32 = 42;
 /// Bytes that one slice file backs.
 pub const SLICE_BYTES: u64 = 1 << SLICE_SHIFT;
