@@ -10,7 +10,7 @@ use crate::control::{self, Lock};
 use crate::entry::asm::zhuque_clone;
 use crate::gate::{Result64, again, error, raw, wait_call};
 use crate::save;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 use zhuque_abi::header::{Child, MAX_CHILDREN, child};
 use zhuque_abi::slot::{Slot, VforkReturn};
 use zhuque_sys::{process, signal, user};
@@ -220,15 +220,14 @@ pub unsafe extern "C" fn vfork_put_off(slot: *mut Slot) {
 /// The parent is back from vfork; the result lies in the slot's scratch.
 pub fn vfork_done(slot: &mut Slot) -> Result64 {
     let result = slot.scratch[0] as i64;
-    slot.suspended = 0;
-    if result < 0 {
-        return error(-result as i32);
-    }
     if slot.borrowed == 0 && result > 0 {
         // It has executed something, or ended: it uses this memory no more.
         add_child(result as u32, child::APART);
     }
-    Ok(result as u64)
+    // Who is stopped before this is in a vfork still: only from here on the child is known.
+    compiler_fence(Ordering::SeqCst);
+    slot.suspended = 0;
+    if result < 0 { error(-result as i32) } else { Ok(result as u64) }
 }
 
 /// A child of an earlier life that a wait for `pid` (wait4's meaning) would report, and its wait status. Children of other
