@@ -90,15 +90,30 @@ impl Journal {
     }
 }
 
-/// Appends a record on behalf of a thread that is about to park.
-pub fn append(record: &Record<'_>) {
+/// The journal's lock, held.
+pub struct Turn(());
+
+/// Waits for its turn to append.
+pub fn turn() -> Turn {
     while LOCK.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
         process::yield_now();
     }
-    let mut journal = Journal::open();
-    if journal.put(record).is_ok() {
-        // SAFETY: the lock makes this the only writer.
-        unsafe { (*control::header()).journal_bytes = journal.used as u64 };
+    Turn(())
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        LOCK.store(0, Ordering::Release);
     }
-    LOCK.store(0, Ordering::Release);
+}
+
+impl Turn {
+    /// Appends a record on behalf of a thread that stands still.
+    pub fn append(&self, record: &Record<'_>) {
+        let mut journal = Journal::open();
+        if journal.put(record).is_ok() {
+            // SAFETY: the lock makes this the only writer.
+            unsafe { (*control::header()).journal_bytes = journal.used as u64 };
+        }
+    }
 }

@@ -30,10 +30,15 @@ const LIMITS: u32 = 16;
 /// Takes the signals that are pending for a thread alone, which is about to park, and writes them down. Those of the
 /// process are taken later, by one thread: two that take by turns would not write them down in their order.
 pub fn note_pending(slot: &Slot) {
+    if save::takes(signal::pending()) == 0 {
+        return;
+    }
+    // One after the other: each takes a descriptor.
+    let turn = journal::turn();
     // A thread's own are taken first (dequeue_signal in kernel/signal.c).
     while save::takes(signal::pending()) != 0 && save::takes(pending_for_thread()) != 0 {
         let Some(info) = next_pending() else { return };
-        journal::append(&Record::PendingSignal { thread: slot.virtual_tid.load(Ordering::Relaxed), info });
+        turn.append(&Record::PendingSignal { thread: slot.virtual_tid.load(Ordering::Relaxed), info });
     }
 }
 

@@ -251,10 +251,6 @@ fn settle(slot: &Slot) {
         let waits = &control::life_thread(slot.index as usize).lock_wait;
         waits.store(slot.saved.lock_wait as u32, Ordering::Release);
     }
-    if slot.state.load(Ordering::Relaxed) == state::EXITING {
-        // Taken from outside on its way out: it may have made these already.
-        threads::register_for_exit(slot);
-    }
 }
 
 /// The one store, and what has to follow it. Returns the main thread's slot, if that thread lives.
@@ -327,7 +323,10 @@ fn after_commit(args: &ResumeArgs) {
 /// Decides who gets the recovery signal: the main thread, or the oldest that is left. Where it has SIGPWR blocked, the
 /// signal is remembered before any thread runs, since one may ask for it at once.
 fn choose_recovery() {
-    let Some(slot) = saved_slots().find(|&slot| is_main(slot)).or_else(|| saved_slots().next()) else { return };
+    // SAFETY: only read.
+    let lives = |&slot: &*mut Slot| unsafe { (*slot).state.load(Ordering::Relaxed) == state::LIVE };
+    let mut living = saved_slots().filter(lives);
+    let Some(slot) = living.find(|&slot| is_main(slot)).or_else(|| saved_slots().find(lives)) else { return };
     // SAFETY: single-threaded still.
     let slot = unsafe { &*slot };
     let life = control::life();
@@ -361,6 +360,11 @@ fn go(slot: &mut Slot) -> ! {
     // SAFETY: the frame is the kernel's, on this thread's signal stack, which nobody else uses.
     let context = unsafe { &mut *(frame as *mut Context) };
     slot.saved.frame = 0;
+    if slot.state.load(Ordering::Relaxed) == state::EXITING {
+        // Taken from outside on its way out: it may have made these registrations already, and has no id any more.
+        threads::register_for_exit(slot);
+        control::life_thread(slot.index as usize).tid.store(0, Ordering::Release);
+    }
     slot.pending.fetch_and(!pending::KICK, Ordering::Relaxed);
     let retry = (slot.saved.retry.valid != 0).then_some(slot.saved.retry);
     slot.saved.retry.valid = 0;

@@ -53,9 +53,13 @@ pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Re
     slot.saved.frame = context as *mut Context as u64;
     slot.saved.fs_base = process::fs_base();
     slot.saved.retry = retry.unwrap_or_default();
+    slot.saved.outside = 0;
     // SAFETY: PR_GET_NAME writes 16 bytes.
     let _ = unsafe { process::prctl(libc::PR_GET_NAME, slot.saved.name.as_mut_ptr() as usize, 0, 0, 0) };
-    process_state::note_pending(slot);
+    if takes(signal::pending()) != 0 {
+        // Looked at when everything stands still: that takes descriptors, which the program may have none of left.
+        life.late.store(1, Ordering::Release);
+    }
     let leads = life.leader.compare_exchange(0, slot.index + 1, Ordering::AcqRel, Ordering::Acquire).is_ok();
     park(slot, life, parked::SAVED);
     if leads {
@@ -409,6 +413,7 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
     // SAFETY: the lower part of the scratch memory; the stack above is far from it.
     let scratch = unsafe { core::slice::from_raw_parts_mut(scratch as *mut u8, bytes as usize / 2) };
     let room = (scratch.as_mut_ptr(), scratch.len());
+    let any_connects = connects(None);
     family::processes::note_ended();
     let outside = crate::outside::is_outside();
     process_state::describe(journal, scratch, descriptors)?;
@@ -427,7 +432,7 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
         file_sync: life.flags & boot_flag::FILE_SYNC != 0,
         power: true,
         backlog: &|_| None,
-        connecting: &connecting,
+        connecting: &|fd| any_connects && connects(Some(fd)),
         mapped_shared: &|device, inode| match outside {
             true => crate::outside::mapped_shared(device, inode),
             false => process_state::mapped_shared(device, inode),
@@ -441,8 +446,9 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
     }
 }
 
-/// Whether a thread was in connect(2) of this descriptor, which a resume issues again. Everything stands still.
-fn connecting(fd: i32) -> bool {
+/// Whether a thread was in connect(2), of this descriptor if one is given, which a resume issues again. Everything stands
+/// still.
+fn connects(fd: Option<i32>) -> bool {
     (0..control::slots()).any(|index| {
         // SAFETY: nobody writes to slots any more, and the frame of a saved thread lies in its slot.
         unsafe {
@@ -453,13 +459,14 @@ fn connecting(fd: i32) -> bool {
             }
             let machine = &(*(saved.frame as *const Context)).machine;
             let (again, number, of) = if saved.outside != 0 {
-                // In the gate, which does not say how far.
+                // In the gate, which does not say how far; not when the kernel has said that it is connected.
                 let (start, end) = crate::entry::place::text();
-                ((start..end).contains(&machine.rip), slot.frame.number, slot.frame.rdi)
+                let back = machine.rax == 0;
+                ((start..end).contains(&machine.rip) && !back, slot.frame.number, slot.frame.rdi)
             } else {
                 (saved.retry.valid != 0, saved.retry.number, machine.rdi)
             };
-            again && number == libc::SYS_connect as u64 && of as i32 == fd
+            again && number == libc::SYS_connect as u64 && fd.is_none_or(|fd| of as i32 == fd)
         }
     })
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use zhuque_abi::header::Header;
 use zhuque_abi::layout::{SLOT_STRIDE, SLOTS_OFFSET};
 use zhuque_abi::slot::{Frame, Slot};
+use zhuque_capture::stopped::has_ended;
 use zhuque_capture::{Capture, Taken};
 
 /// PTRACE_EVENT_STOP.
@@ -38,8 +39,11 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
     let mut capture = Capture::of(&control).map_err(|error| error.to_string())?;
     for &tid in &threads {
         let taken = capture.thread(tid, None).map_err(|error| format!("thread {tid}: {error}"))?;
-        if taken == Taken::Gone && threads.len() == 1 {
-            return Err("the last thread is on its way out".to_owned());
+        if taken == Taken::Gone {
+            if threads.len() == 1 {
+                return Err("the last thread is on its way out".to_owned());
+            }
+            let_end(tid)?;
         }
     }
     let leader = capture.lead().map_err(|error| error.to_string())?;
@@ -88,11 +92,20 @@ fn stop_all(program: Pid, stopped: Pid) -> Result<Vec<Pid>, String> {
     }
 }
 
-/// Whether it is a main thread that has ended before the others.
-fn has_ended(tid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything; the state follows the last one.
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+/// Lets a thread do the exit that it stands in front of.
+fn let_end(tid: Pid) -> Result<(), String> {
+    let end = Instant::now() + LIMIT;
+    while !has_ended(tid) {
+        let _ = ptrace::cont(tid, None);
+        if Instant::now() > end {
+            return Err(format!("thread {tid} does not end"));
+        }
+        let mut status = 0;
+        // SAFETY: writes the status.
+        unsafe { libc::waitpid(tid.as_raw(), &mut status, libc::__WALL | libc::WNOHANG) };
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Stops one thread, between any two of its instructions; false if it has ended.

@@ -113,6 +113,23 @@ fn sockets_of_unknown_families() {
     assert!(said.contains("socket of family 40, type 1 is refused: "), "{said}");
 }
 
+/// A script whose interpreter is a script, and so on, as deep as the kernel goes.
+#[test]
+fn an_exec_of_scripts_of_scripts() {
+    let store = Store::new();
+    let mut interpreter = "/bin/sh".to_owned();
+    for depth in 0..4 {
+        let path = store.beside(&format!("script-{depth}"));
+        let content =
+            if depth == 0 { "#!/bin/sh\necho \"through $#\"\n".to_owned() } else { format!("#!{interpreter}\n") };
+        fs::write(&path, content).expect("a script");
+        store.give(&path, 0o755);
+        interpreter = path.display().to_string();
+    }
+    let is = store.call("run", &["-n", "scripts", "--", "/bin/sh", "-c", &format!("exec {interpreter} last")]);
+    assert_eq!((is.status, String::from_utf8_lossy(&is.stdout).as_ref()), (0, "through 4\n"), "{}", is.stderr);
+}
+
 /// What would run on without zhuque, in silence, is refused by name instead.
 #[test]
 fn an_exec_that_would_be_unprotected() {

@@ -27,7 +27,8 @@ use zhuque_abi::codec;
 use zhuque_abi::header::{Header, MAGIC, Phase, VERSION};
 use zhuque_abi::journal::Record;
 use zhuque_abi::layout::{
-    JOURNAL_OFFSET, LIFE_OFFSET, LIFE_SCRATCH, LIFE_SCRATCH_BYTES, LIFE_THREADS, MAX_THREADS, SLOT_STRIDE, SLOTS_OFFSET,
+    JOURNAL_OFFSET, LIFE_BYTES, LIFE_OFFSET, LIFE_SCRATCH, LIFE_SCRATCH_BYTES, LIFE_THREADS, MAX_THREADS, SLOT_STRIDE,
+    SLOTS_OFFSET,
 };
 use zhuque_abi::life::LifeThread;
 use zhuque_abi::slot::{SigInfo, Slot, state};
@@ -44,6 +45,9 @@ pub enum Error {
     /// The region is in no state for it.
     #[error("{0}")]
     Region(&'static str),
+    /// A thread has not come to the program yet, at the beginning of a life. It is to be let go for a moment.
+    #[error("a thread of it is being revived: try again")]
+    Early,
     /// A thread that is none of the program's.
     #[error("thread {0} has no slot in the region")]
     NoSlot(Pid),
@@ -54,7 +58,8 @@ pub enum Error {
 pub enum Taken {
     /// Its registers are in the slot with this index.
     Slot(u32),
-    /// It has given up its slot: all that is left of it is the kernel's exit.
+    /// It has given up its slot: all that is left of it is the kernel's exit. It is to be let go, and waited for, before
+    /// [`Capture::lead`]: others may wait for what the kernel does there.
     Gone,
 }
 
@@ -65,6 +70,8 @@ pub struct Capture<'a> {
     header: Words,
     /// A thread that can lead: its kernel id, and its slot.
     leader: Option<Pid>,
+    /// Threads that have to end first.
+    gone: Vec<Pid>,
 }
 
 /// What is needed of the header.
@@ -95,14 +102,19 @@ impl<'a> Capture<'a> {
             pid: half(offset_of!(Header, pid))?,
             virtual_pid: half(offset_of!(Header, virtual_pid))?,
         };
-        Ok(Capture { control, base: word(offset_of!(Header, base))?, header, leader: None })
+        Ok(Capture { control, base: word(offset_of!(Header, base))?, header, leader: None, gone: Vec::new() })
     }
 
     /// Takes one thread. `stop` is the signal at whose delivery it has stopped, if it has: that comes again.
     pub fn thread(&mut self, tid: Pid, stop: Option<SigInfo>) -> Result<Taken, Error> {
         let mut thread = Stopped::look(tid)?;
         if (self.header.exit[0]..=self.header.exit[1]).contains(&thread.registers.rip) {
+            self.gone.push(tid);
             return Ok(Taken::Gone);
+        }
+        let life = self.base + LIFE_OFFSET;
+        if (life..life + LIFE_BYTES).contains(&thread.registers.rsp.wrapping_sub(1)) {
+            return Err(Error::Early);
         }
         let index = self.slot_of(&thread).ok_or(Error::NoSlot(tid))?;
         let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
@@ -135,6 +147,9 @@ impl<'a> Capture<'a> {
     /// Sends one of the threads to write down the rest, and returns it: it is to be let go, and ends the process. Every
     /// other one has been taken, and stays stopped.
     pub fn lead(self) -> Result<Pid, Error> {
+        if self.gone.iter().any(|tid| !stopped::has_ended(*tid)) {
+            return Err(Error::Region("a thread of it is on its way out: it has to end first"));
+        }
         let tid = self.leader.ok_or(Error::Region("no thread of it can lead the save"))?;
         let stack = self.base + LIFE_OFFSET + LIFE_SCRATCH + LIFE_SCRATCH_BYTES;
         // As at the entry of a function, behind a call.

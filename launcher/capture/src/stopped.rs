@@ -114,6 +114,13 @@ pub fn read_words<const N: usize>(tid: Pid, address: u64) -> Result<[u64; N], Er
     }
 }
 
+/// Whether a thread has ended: the main one stays as a zombie while others go on.
+pub fn has_ended(tid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; the state follows the last one.
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 /// Signals that wait for this thread alone; not those of the gate's own.
 pub fn pending(tid: Pid) -> Result<Vec<SigInfo>, Error> {
     /// struct ptrace_peeksiginfo_args: from where on, flags and how many.

@@ -377,4 +377,6 @@ pub enum SocketState {
     Pair,
     /// One end of a socketpair whose other end is outside or gone: reads what is there, then end of file.
     Orphan,
+    /// A stream in the middle of connect(2), which is issued again.
+    Connecting,
 }

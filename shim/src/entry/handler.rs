@@ -110,7 +110,8 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
     // looked at first, so that who is taken from outside between the two looks finds the other one.
     // SAFETY: plain words, the second one this thread's.
     let own = unsafe {
-        sender == (&raw const life.pid).read_volatile() || sender == (&raw const slot.old_pid).read_volatile()
+        sender == (&raw const life.pid).read_volatile()
+            || sender != 0 && sender == (&raw const slot.old_pid).read_volatile()
     };
     let kick = code == SI_TKILL && (own || slot.borrowed != 0 && sender == process::pid());
     slot.old_pid = 0;

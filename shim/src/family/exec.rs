@@ -34,7 +34,10 @@ pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     result
 }
 
+// What has a path or a page of its own is not inlined: the gate's stack has room for one at a time.
+
 /// The exec itself, with all signals blocked. The new image takes `mask` from the boot file.
+#[inline(never)]
 fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
     let [directory, path, arguments, environment, flags] = a;
     // Nobody maps anything where the window onto the boot file is.
@@ -54,6 +57,7 @@ fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
 
 /// Whether the new image could open the region, with the ids that the program has now. Capabilities that it may have
 /// kept besides are gone after the exec, so opening it here proves nothing for another user than the owner.
+#[inline(never)]
 fn region_in_reach() -> bool {
     // SAFETY: no memory involved; the field is constant after start.
     let (user, owner) = unsafe { (process::other(libc::SYS_geteuid, [0; 6]), (*control::globals()).uid) };
@@ -71,6 +75,7 @@ fn region_in_reach() -> bool {
 }
 
 /// An image that does not load the shim would run on unprotected, and in silence: refused here, by name.
+#[inline(never)]
 fn refuse_unprotected(directory: u64, path: u64, flags: u64) -> Result<(), Errno> {
     let mut buffer = [0u8; PATH_BYTES];
     let name = user::read_string(path, &mut buffer)?;
@@ -106,6 +111,7 @@ fn refuse_sharing() -> Result<(), Errno> {
 
 /// Tells the new image, in the boot file, what holds in this life (the machine, so its vdso, may be another than at
 /// the start), the program's mask, and whether it has SIGPWR blocked itself.
+#[inline(never)]
 fn tell_new_image(blocked: bool, mask: u64) -> Result<(), Errno> {
     let mut path = fs::Path::new();
     path.push(BOOT_FILE.as_bytes());

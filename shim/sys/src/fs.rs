@@ -16,6 +16,12 @@ impl Path {
         Path { bytes: [0; 4096], used: 0 }
     }
 
+    /// Makes it empty again.
+    pub fn clear(&mut self) {
+        self.bytes.fill(0);
+        self.used = 0;
+    }
+
     /// Adds `part`; what does not fit is cut off, which the kernel then answers with ENOENT or ENAMETOOLONG.
     pub fn push(&mut self, part: &[u8]) -> &mut Self {
         let room = self.bytes.len() - 1 - self.used;

@@ -54,7 +54,9 @@ pub fn revive(r: &mut Reviving<'_>, description: &Description<'_>, socket: &Sock
         }
         SocketState::Pair => pair(r, description.id, socket),
         SocketState::Orphan => orphan(socket).map_err(failed),
-        SocketState::Fresh | SocketState::Listening | SocketState::ConnectedDatagram => fresh(r, socket),
+        SocketState::Fresh | SocketState::Connecting | SocketState::Listening | SocketState::ConnectedDatagram => {
+            fresh(r, socket)
+        }
     }
 }
 
@@ -67,7 +69,8 @@ fn fresh(r: &mut Reviving<'_>, socket: &Socket<'_>) -> Result<i32, Failure> {
     if !socket.local.is_empty() {
         match bind(r, fd, socket) {
             // Ports of their own choice: connect() finds another one.
-            Err(Errno(libc::EADDRINUSE | libc::EADDRNOTAVAIL)) if socket.state == SocketState::ConnectedDatagram => {}
+            Err(Errno(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
+                if matches!(socket.state, SocketState::ConnectedDatagram | SocketState::Connecting) => {}
             other => other.map_err(failed)?,
         }
     }

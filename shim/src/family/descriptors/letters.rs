@@ -8,6 +8,7 @@
 use super::placement::{Reviving, each_record};
 use super::table::Table;
 use super::{Failure, kind_of};
+use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::journal::{Description, Object, Record, Socket};
 use zhuque_sys::net;
 use zhuque_sys::{Errno, fs};
@@ -15,23 +16,39 @@ use zhuque_sys::{Errno, fs};
 /// Longest address: struct sockaddr_storage.
 const ADDRESS: usize = 128;
 
-/// Copies what waits in a datagram socket to the start of `out` without taking it; the bytes.
-pub fn copy(table: &Table<'_>, fd: i32, out: &mut [u8]) -> Result<usize, Errno> {
+/// Looks at sockets of the program, for senders, that one save may take: some tens of milliseconds.
+const LOOKS: u32 = 200_000;
+/// How many are left.
+static LOOKS_LEFT: AtomicU32 = AtomicU32::new(0);
+
+/// At the beginning of a save.
+pub fn begin() {
+    LOOKS_LEFT.store(LOOKS, Ordering::Relaxed);
+}
+
+/// Copies what waits in a datagram socket to the start of `out` without taking it; the bytes. `lossy`: what there is no
+/// room for may be lost.
+pub fn copy(table: &Table<'_>, fd: i32, out: &mut [u8], lossy: bool) -> Result<usize, Errno> {
     if net::poll(fd, libc::POLLIN, 0)? & libc::POLLIN == 0 {
         return Ok(0);
     }
     let peek = |offset: i32| net::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &offset.to_ne_bytes());
     let before = net::option_number(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
+    if lossy && peek(0).is_err() {
+        return Ok(0);
+    }
     peek(0)?;
-    let mut used = 0;
+    let (mut used, mut errors) = (0, 0);
     let mut from = [0u8; ADDRESS];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     let result = loop {
         let Some((head, room)) = out.get_mut(used..).and_then(|rest| rest.split_at_mut_checked(8 + ADDRESS)) else {
-            break Err(Errno(libc::ENOSPC));
+            break if lossy { Ok(used) } else { Err(Errno(libc::ENOSPC)) };
         };
         match net::receive_from(fd, room, &mut from, flags) {
-            Ok((_, _, flags)) if flags & libc::MSG_TRUNC != 0 => break Err(Errno(libc::ENOSPC)),
+            Ok((_, _, flags)) if flags & libc::MSG_TRUNC != 0 => {
+                break if lossy { Ok(used) } else { Err(Errno(libc::ENOSPC)) };
+            }
             Ok((bytes, named, _)) => {
                 let address = from.get(..named).unwrap_or(&[]);
                 if !is_kept(table, address) {
@@ -43,6 +60,8 @@ pub fn copy(table: &Table<'_>, fd: i32, out: &mut [u8]) -> Result<usize, Errno> 
                 used += 8 + named + bytes;
             }
             Err(Errno(libc::EINTR)) => {}
+            // An error of an earlier datagram is told once.
+            Err(Errno(error)) if error != libc::EAGAIN && errors < 4 => errors += 1,
             Err(_) => break Ok(used),
         }
     };
@@ -55,6 +74,10 @@ fn is_kept(table: &Table<'_>, from: &[u8]) -> bool {
     let family = from.first_chunk().map_or(libc::AF_UNIX, |bytes| i32::from(u16::from_ne_bytes(*bytes)));
     family == libc::AF_UNIX
         || table.all().iter().filter(|e| kind_of(e.mode) == libc::S_IFSOCK).any(|entry| {
+            if LOOKS_LEFT.load(Ordering::Relaxed) == 0 {
+                return false;
+            }
+            LOOKS_LEFT.fetch_sub(1, Ordering::Relaxed);
             let mut local = [0u8; ADDRESS];
             let used = net::local_address(entry.fd, &mut local).unwrap_or(0);
             is_from(from, local.get(..used).unwrap_or(&[]))
@@ -95,7 +118,11 @@ pub fn deliver(r: &Reviving<'_>, journal: &[u8], socket: &Socket<'_>) -> Result<
 
 fn send(sender: i32, to: &Socket<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    net::send_to(sender, bytes, flags, to.local).or_else(|_| net::send(sender, bytes, flags))
+    match net::send_to(sender, bytes, flags, to.local) {
+        // Its peer is this one, or it could not have sent there.
+        Err(Errno(libc::EISCONN)) => net::send(sender, bytes, flags),
+        sent => sent,
+    }
 }
 
 /// The number of the program's socket that sends from an address; -1: there is none.

@@ -44,10 +44,18 @@ fn plain(settings: &Settings, local: u32) -> Settings {
     plain
 }
 
+/// What can wait for the master: in the terminal's buffer (drivers/tty/pty.c) and in the line discipline's. A child may go
+/// on printing while it is read.
+const PRINTED: usize = 8192 + 4095;
+/// What can wait for the other side, and be typed again.
+const TYPED: usize = 4095;
+
 /// Takes what `fd` could read to the start of `out`; the bytes. `settings`: of the terminal, if it is not the master.
 pub fn take(fd: i32, settings: Option<&Settings>, out: &mut [u8]) -> usize {
     let Ok(before) = fs::fcntl(fd, libc::F_GETFL, 0) else { return 0 };
     let _ = fs::fcntl(fd, libc::F_SETFL, before | libc::O_NONBLOCK as u64);
+    let most = out.len().min(if settings.is_some() { TYPED } else { PRINTED });
+    let out = out.get_mut(..most).unwrap_or(&mut []);
     let mut used = drain(fd, out);
     if let Some(settings) = settings
         && word(settings, LOCAL) & libc::ICANON != 0
@@ -100,10 +108,23 @@ pub fn put_back(master: i32, settings: &Settings, typed: &[u8], printed: &[u8]) 
     let lines = word(settings, LOCAL) & libc::ICANON;
     let done = type_again(master, other, &plain(settings, lines | libc::ECHO), typed)
         .and_then(|()| terminal::set(other, &plain(settings, lines)))
-        .and_then(|()| fs::write_all(other, printed));
+        .map(|()| print_again(other, printed));
     let _ = terminal::set(other, settings);
     let _ = fs::close(other);
     done
+}
+
+/// Prints as much as the terminal takes: the kernel moves what waits to the master's side by itself, in its own time.
+fn print_again(other: i32, printed: &[u8]) {
+    let mut rest = printed;
+    while !rest.is_empty() {
+        match fs::write(other, rest) {
+            Ok(written) => rest = rest.get(written..).unwrap_or(&[]),
+            Err(Errno(libc::EAGAIN)) if net::poll(other, libc::POLLOUT, ECHO_MS).is_ok_and(|ready| ready != 0) => {}
+            Err(Errno(libc::EINTR)) => {}
+            Err(_) => return,
+        }
+    }
 }
 
 fn type_again(master: i32, other: i32, echoing: &Settings, typed: &[u8]) -> Result<(), Errno> {

@@ -134,10 +134,11 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, found:
     let seen = look(found);
     let tcp = seen.kind.kind == libc::SOCK_STREAM && matches!(seen.kind.protocol, 0 | libc::IPPROTO_TCP | MPTCP);
     let datagram = matches!(seen.kind.kind, libc::SOCK_DGRAM | libc::SOCK_RAW);
-    let unborn = found.entries.iter().any(|entry| (c.connecting)(entry.fd));
+    let inet = matches!(seen.kind.domain, libc::AF_INET | libc::AF_INET6);
+    let unborn = inet && tcp && found.entries.iter().any(|entry| (c.connecting)(entry.fd));
     let verdict = match seen.kind.domain {
         // Begun, and perhaps made by now; nobody has been told.
-        libc::AF_INET | libc::AF_INET6 if tcp && unborn => Verdict::plain(SocketState::Fresh),
+        _ if unborn => Verdict::plain(SocketState::Connecting),
         libc::AF_INET | libc::AF_INET6 if tcp => tcp_verdict(c, &seen),
         libc::AF_INET | libc::AF_INET6 if datagram => datagram_verdict(&seen),
         libc::AF_UNIX => unix_verdict(c, table, notes, &seen),
@@ -155,9 +156,14 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, found:
     }
     let mut data = 0;
     let open = matches!(verdict.state, SocketState::Fresh | SocketState::ConnectedDatagram);
-    if open && seen.kind.kind == libc::SOCK_DGRAM && seen.kind.domain != libc::AF_NETLINK && is_bound(&seen) {
-        data = letters::copy(table, seen.fd, rest)
-            .map_err(|e| Failure::new(b"unread datagrams of a socket cannot be saved: ").errno(e))?;
+    // Ping sockets and their like cannot be looked into without taking what is there.
+    let plain = !inet || matches!(seen.kind.protocol, 0 | libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
+    let letters = plain && seen.kind.kind == libc::SOCK_DGRAM && seen.kind.domain != libc::AF_NETLINK;
+    if open && letters && is_bound(&seen) {
+        match letters::copy(table, seen.fd, rest, inet) {
+            Ok(bytes) => data = bytes,
+            Err(_) => return unsupported(c, table, found, &seen.kind, b" with more waiting in it than can be kept"),
+        }
     }
     if verdict.data {
         match unread(&seen, rest, verdict.shutdown) {

@@ -144,6 +144,7 @@ pub struct Notes {
 
 /// Describes every descriptor of the program.
 pub fn capture(c: &mut Capture<'_>) -> Result<(), Failure> {
+    super::letters::begin();
     let scratch = core::mem::take(&mut c.scratch);
     if scratch.len() < super::SCRATCH_BYTES {
         return Err(Failure::new(b"not enough scratch memory for the descriptors"));

@@ -46,6 +46,9 @@ fn parse(line: &[u8]) -> Option<Watch<'_>> {
     })
 }
 
+/// Directories that are listed in search of watches, at most: some tens of milliseconds.
+const LISTINGS: u32 = 5000;
+
 /// Describes an inotify instance and its watches.
 pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
     let mut name = Path::new();
@@ -53,7 +56,7 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Res
     let half = c.scratch.len() / 2;
     let (store, buffer) = c.scratch.split_at_mut_checked(half).unwrap_or((&mut [], &mut []));
     let (buffer, directory) = buffer.split_at_mut_checked(buffer.len() / 2).unwrap_or((&mut [], &mut []));
-    let (mut used, mut missing) = (0, None);
+    let (mut used, mut missing, mut listings) = (0, None, LISTINGS);
     for pass in 0..PASSES {
         let before = used;
         missing = None;
@@ -66,7 +69,11 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Res
             let mut path = Path::new();
             let found = match pass {
                 0 => path_of(table, &watch, directory, &mut path),
-                _ => Watches(known).any(|(_, _, above)| below(above, &watch, directory, &mut path)),
+                _ => Watches(known).any(|(_, _, above)| {
+                    let listed = listings > 0;
+                    listings = listings.saturating_sub(1);
+                    listed && below(above, &watch, directory, &mut path)
+                }),
             };
             if !found {
                 missing = Some(watch.inode);
