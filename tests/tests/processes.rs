@@ -113,21 +113,28 @@ fn sockets_of_unknown_families() {
     assert!(said.contains("socket of family 40, type 1 is refused: "), "{said}");
 }
 
-/// A script whose interpreter is a script, and so on, as deep as the kernel goes.
+/// Scripts whose interpreters are scripts: executed, and where the last one is missing, the program goes on.
 #[test]
 fn an_exec_of_scripts_of_scripts() {
     let store = Store::new();
-    let mut interpreter = "/bin/sh".to_owned();
-    for depth in 0..4 {
-        let path = store.beside(&format!("script-{depth}"));
-        let content =
-            if depth == 0 { "#!/bin/sh\necho \"through $#\"\n".to_owned() } else { format!("#!{interpreter}\n") };
-        fs::write(&path, content).expect("a script");
-        store.give(&path, 0o755);
-        interpreter = path.display().to_string();
-    }
-    let is = store.call("run", &["-n", "scripts", "--", "/bin/sh", "-c", &format!("exec {interpreter} last")]);
-    assert_eq!((is.status, String::from_utf8_lossy(&is.stdout).as_ref()), (0, "through 4\n"), "{}", is.stderr);
+    let chain = |name: &str, last: &str| {
+        let mut interpreter = last.to_owned();
+        for depth in 0..4 {
+            let path = store.beside(&format!("{name}-{depth}"));
+            fs::write(&path, format!("#!{interpreter}\necho \"through $#\"\n")).expect("a script");
+            store.give(&path, 0o755);
+            interpreter = path.display().to_string();
+        }
+        interpreter
+    };
+    let (broken, whole) = (chain("broken", "/nowhere/at/all"), chain("whole", "/bin/sh"));
+    let script = format!(
+        "import os\ntry:\n  os.execv('{broken}', ['x'])\nexcept OSError as e:\n  print(e.strerror, flush=True)\n\
+         os.execv('{whole}', ['x', 'last'])"
+    );
+    let is = store.call("run", &["-n", "scripts", "--", "/usr/bin/python3", "-c", &script]);
+    let expected = "No such file or directory\nthrough 4\n";
+    assert_eq!((is.status, String::from_utf8_lossy(&is.stdout).as_ref()), (0, expected), "{}", is.stderr);
 }
 
 /// What would run on without zhuque, in silence, is refused by name instead.
