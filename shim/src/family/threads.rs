@@ -91,7 +91,15 @@ pub fn become_slot(slot: &Slot) -> Result<(), Errno> {
         process::set_gs_base(slot.this);
         signal::set_alternate_stack(stack.address, stack.bytes, 0)?;
     }
-    control::life_thread(slot.index as usize).tid.store(process::tid(), Ordering::Release);
+    let known = &control::life_thread(slot.index as usize).tid;
+    loop {
+        let tid = process::tid();
+        known.store(tid, Ordering::Release);
+        // Who is taken from outside between the two has stored the id of the life before.
+        if process::tid() == tid {
+            break;
+        }
+    }
     process::dispatch_on(start, end - start)
 }
 
