@@ -11,7 +11,7 @@ use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
 use crate::family::limits::{self, ENOUGH};
 use crate::family::{self, clocks, signals};
 use crate::journal::Journal;
-use crate::process_state;
+use crate::{process_state, write_back};
 use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, How, Phase, Reason, phase_word};
@@ -485,10 +485,10 @@ fn commit(life: &Life, stopped: u64, clocks: [u64; 3], journal: &Journal) -> ! {
     header.save_stop_ns = stopped - begun;
     header.control_checksum = control_checksum();
     if life.flags & boot_flag::SYNC_REGION != 0 {
-        sync_region(life);
+        write_back::region(life);
     }
     if life.flags & (boot_flag::SYNC_REGION | boot_flag::DAX) != 0 {
-        sync_metadata(life);
+        write_back::metadata(life);
     }
     header.saved_realtime_ns = time::now(libc::CLOCK_REALTIME) as u64;
     header.save_total_ns = time::now(libc::CLOCK_MONOTONIC) as u64 - begun;
@@ -496,35 +496,9 @@ fn commit(life: &Life, stopped: u64, clocks: [u64; 3], journal: &Journal) -> ! {
     let word = phase_word(life.generation, Phase::Saved);
     control::phase().store(word, Ordering::Release);
     if life.flags & boot_flag::SYNC_REGION != 0 {
-        sync_control();
+        write_back::control();
     }
     end(STATUS)
-}
-
-/// Writes every file of the region back.
-fn sync_region(life: &Life) {
-    for &fd in &life.descriptors.slices {
-        let _ = fs::sync_data(fd);
-    }
-    sync_control();
-}
-
-/// Writes back what the file system knows of the region: holes that were punched, whose content would be back after the
-/// power failure, and names of files that are kept alive. What has changed the directory last stands in the file system's
-/// journal behind all of that.
-fn sync_metadata(life: &Life) {
-    let directory = life.descriptors.directory;
-    if fs::touch(directory).and_then(|()| fs::sync_all(directory)).is_err() {
-        // The program has given up the rights to its region.
-        for &fd in &life.descriptors.slices {
-            let _ = fs::sync_data(fd);
-        }
-    }
-}
-
-/// Writes the control file back, by its mapping.
-fn sync_control() {
-    let _ = mm::sync(control::base(), CONTROL_BYTES);
 }
 
 /// CRC-32 of the header page with phase and checksum as zero.
