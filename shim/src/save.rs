@@ -15,14 +15,12 @@ use crate::{process_state, write_back};
 use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, How, Phase, Reason, phase_word};
-use zhuque_abi::layout::{
-    CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET, SLICE_BYTES,
-};
+use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET, SLICE_BYTES};
 use zhuque_abi::life::{Life, boot_flag, parked, stop};
 use zhuque_abi::slot::{Retry, Slot, saved_frame, state};
 use zhuque_model::maptree::MapTree;
 use zhuque_model::sync::Collection;
-use zhuque_sys::{fs, mm, process, signal, time};
+use zhuque_sys::{fs, process, signal, time};
 
 /// Status of a program that was saved (EX_TEMPFAIL).
 pub const STATUS: i32 = 75;
