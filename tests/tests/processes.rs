@@ -1,9 +1,11 @@
 //! Children: the program's own memory is unaffected by what they do, and a lost one shows as ended by SIGPWR.
 
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use zhuque_tests::command::until;
 use zhuque_tests::life::{Announce, check_lives_in};
@@ -65,6 +67,29 @@ fn a_stopped_program() {
         life.resume();
         assert_eq!(life.end().stdout, expected.stdout);
     }
+}
+
+/// A thread that somebody holds up for longer than a failure takes to announce itself: as long as the power supply does.
+#[test]
+fn a_program_that_is_held_up() {
+    let store = Store::new();
+    let mut command = store.zhuque("run");
+    command.args(["--hold-up", "60s", "-n", "held", "--", "/bin/sleep", "1000"]);
+    let mut launcher = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("run");
+    let running = || store.find("held").filter(|region| region.state == "running");
+    let pid = Pid::from_raw(until(Duration::from_secs(10), running).expect("it runs").pid);
+    ptrace::seize(pid, ptrace::Options::empty()).expect("trace it");
+    ptrace::interrupt(pid).expect("stop it");
+    waitpid(pid, None).expect("it stops");
+    let failed = std::thread::scope(|scope| {
+        let failing = scope.spawn(|| store.call("fail", &["held"]));
+        std::thread::sleep(Duration::from_secs(12));
+        ptrace::detach(pid, None).expect("let it go");
+        failing.join().expect("a result")
+    });
+    assert_eq!(store.call("rm", &["held"]).status, 0);
+    launcher.wait().expect("its end");
+    assert_eq!(failed.status, 0, "{}", failed.stderr);
 }
 
 /// A save needs descriptors of its own, whatever the program's limit is and whoever has set it.

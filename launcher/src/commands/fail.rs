@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{anyhow, bail, ensure};
 use zhuque_abi::header::Phase;
 
+use crate::boot::Settings;
 use crate::control::Summary;
 use crate::flags::Fail;
 use crate::process::{Announcement, Program};
@@ -91,7 +92,7 @@ fn fail_one(store: &Store, name: &str) -> anyhow::Result<String> {
     let took = start.elapsed();
     let summary = region.summary()?;
     let took = until_saved(clock, &summary).filter(|&saved| saved <= took).unwrap_or(took);
-    leave(&region, &program, start)?;
+    leave(&region, &program)?;
     Ok(line(name, &summary, took))
 }
 
@@ -164,10 +165,12 @@ fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()>
         if program.ended() && watch.word() == word {
             bail!("{name}: it ended before it was saved; zhuque inspect {name} shows what is left");
         }
-        if start.elapsed() > LIMIT {
+        // As long as the power supply holds, the program may take for it.
+        let waited = start.elapsed();
+        if waited > LIMIT && waited > LIMIT + Settings::read(region).hold_up {
             bail!(
                 "{name}: not saved within {} s (process {}); zhuque rm {name} ends it, unsaved",
-                LIMIT.as_secs(),
+                waited.as_secs(),
                 program.pid
             );
         }
@@ -180,8 +183,8 @@ fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()>
 }
 
 /// Waits until the program is gone and its region free, so that a resume that follows finds it so.
-fn leave(region: &Region, program: &Program, start: Instant) -> anyhow::Result<()> {
-    let name = region.name();
+fn leave(region: &Region, program: &Program) -> anyhow::Result<()> {
+    let (name, start) = (region.name(), Instant::now());
     let late =
         || anyhow!("{name}: saved, but process {} does not end; zhuque rm would lose it, kill it by hand", program.pid);
     if !program.wait(LIMIT) {
