@@ -18,7 +18,7 @@ use core::sync::atomic::Ordering;
 use zhuque_abi::life::stop;
 use zhuque_abi::slot::{Retry, SigInfo, Slot, pending};
 use zhuque_sys::signal::bit;
-use zhuque_sys::{process, user};
+use zhuque_sys::{Errno, process, user};
 
 /// si_code of Syscall User Dispatch (SYS_USER_DISPATCH).
 const SYS_USER_DISPATCH: i32 = 2;
@@ -90,7 +90,7 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Co
             // There is room for one, which has all others blocked but those that an instruction causes. Somebody has
             // sent one of these: the kernel keeps it until the first has been delivered.
             context.mask |= bit(signal);
-            let _ = zhuque_sys::signal::queue_thread(control::life().pid, process::tid(), signal, info);
+            queue_for_self(signal, info);
         }
         State::Critical => {
             slot.deferred.mask = context.mask;
@@ -100,6 +100,19 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Co
             context.mask = !(NEVER_BLOCKED | FAULTS);
         }
     }
+}
+
+/// Makes a signal pending for the calling thread. By ids that are asked for again where they are none: they were those of
+/// the life before, if the thread was taken over into a new one between the two calls.
+pub fn queue_for_self(signal: u32, info: &SigInfo) {
+    let queue = || zhuque_sys::signal::queue_thread(process::pid(), process::tid(), signal, info);
+    while queue() == Err(Errno(libc::ESRCH)) {}
+}
+
+/// The calling thread looks about, behind what it is doing now.
+pub fn kick() {
+    let send = || zhuque_sys::signal::send(process::pid(), process::tid(), libc::SIGPWR as u32);
+    while send() == Err(Errno(libc::ESRCH)) {}
 }
 
 /// SIGPWR.

@@ -13,6 +13,7 @@ use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
 use core::sync::atomic::Ordering;
 use zhuque_abi::slot::{SigInfo, Slot, pending};
 use zhuque_sys::signal::{self, bit};
+use zhuque_sys::{Errno, process};
 
 const SIGPWR: u32 = libc::SIGPWR as u32;
 const SI_QUEUE: i32 = -1;
@@ -51,7 +52,13 @@ pub fn send(tid: u32, info: SigInfo) -> bool {
             (*slot).own_power.store(1, Ordering::Release);
         }
     }
-    let _ = signal::send(control::life().pid, tid, SIGPWR);
+    // By the id that it has now: it was another one if this thread was taken over into a new life meanwhile (`outside`).
+    let now = &control::life_thread(index).tid;
+    while signal::send(process::pid(), now.load(Ordering::Acquire), SIGPWR) == Err(Errno(libc::ESRCH)) {
+        if now.load(Ordering::Acquire) == 0 {
+            break;
+        }
+    }
     true
 }
 

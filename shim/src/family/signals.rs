@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::context::{AlternateStack, Context, SignalFrame};
-use crate::entry::handler::{FAULTS, NEVER_BLOCKED, on_signal};
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, on_signal, queue_for_self};
 use crate::gate::{Outcome, Result64, error, retry, wait_call};
 use crate::{control, entry::sites};
 use core::sync::atomic::Ordering;
@@ -164,7 +164,7 @@ pub fn deliver(slot: &mut Slot, program: Program, context: &mut Context) {
         // The default action of a signal that only the shim has a handler for: let the kernel do it, at once.
         // SAFETY: SIG_DFL runs no code.
         let _ = unsafe { signal::set_action(signal, &KernelAction::default()) };
-        let _ = zhuque_sys::signal::queue_thread(control::life().pid, process::tid(), signal, &program.info);
+        queue_for_self(signal, &program.info);
         context.mask &= !bit(signal);
         return;
     }
@@ -437,7 +437,7 @@ pub fn rt_sigreturn(slot: &mut Slot) -> Result<Outcome, Errno> {
     }
     let recovers = super::recovery::waits(slot) && slot.extra_mask & bit(libc::SIGPWR as u32) == 0;
     if recovers || slot.pending.load(Ordering::Relaxed) != 0 {
-        let _ = zhuque_sys::signal::send(control::life().pid, process::tid(), libc::SIGPWR as u32);
+        kick();
     }
     Ok(Outcome::Sigreturn)
 }
