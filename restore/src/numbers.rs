@@ -35,34 +35,20 @@ impl Numbers {
     /// where the region's have to be, if that is not free to choose.
     pub fn choose(soft: u64, hard: u64, floor: u64, helpers: u64, own: Option<u64>) -> Result<Numbers, Error> {
         let limit = hard.min(i32::MAX as u64);
-        if let Some(region) = own {
-            return Numbers::around(region, limit, floor, helpers);
-        }
         let hidden = soft.checked_add(REGION_COUNT).is_some_and(|end| end <= limit);
         let ideal = if hidden { soft } else { limit.saturating_sub(REGION_COUNT) };
-        let region = ideal.min(COMFORT).max(floor);
+        let region = own.unwrap_or(ideal.min(COMFORT).max(floor));
         let region_end = region.saturating_add(REGION_COUNT);
         let below = floor.saturating_add(helpers) <= region;
-        let first = if below { floor } else { region_end };
+        let first = if below { floor } else { floor.max(region_end) };
         let helpers_end = first.saturating_add(helpers);
         let needed = region_end.max(helpers_end);
         if needed > limit {
-            let needed = floor.saturating_add(helpers).saturating_add(REGION_COUNT);
+            let least = floor.saturating_add(helpers).saturating_add(REGION_COUNT);
+            let needed = if own.is_some() { needed } else { least };
             return Err(Error::Descriptors { needed, limit });
         }
         // Below `limit`, so they fit.
-        Ok(Numbers { region: region as i32, helpers: first as i32, helpers_end: helpers_end as i32 })
-    }
-
-    /// With the region's own at `region`: the helpers below or above.
-    fn around(region: u64, limit: u64, floor: u64, helpers: u64) -> Result<Numbers, Error> {
-        let region_end = region.saturating_add(REGION_COUNT);
-        let first = if floor.saturating_add(helpers) <= region { floor } else { floor.max(region_end) };
-        let helpers_end = first.saturating_add(helpers);
-        let needed = region_end.max(helpers_end);
-        if needed > limit {
-            return Err(Error::Descriptors { needed, limit });
-        }
         Ok(Numbers { region: region as i32, helpers: first as i32, helpers_end: helpers_end as i32 })
     }
 

@@ -21,6 +21,7 @@ use crate::family::memory_files::mtime_ns;
 use crate::family::{Failure, recovery};
 use crate::journal::Journal;
 use crate::process_state;
+use crate::revive::saved_slots;
 use crate::save;
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
@@ -28,8 +29,8 @@ use zhuque_abi::header::{FileRecord, Header, How};
 use zhuque_abi::journal::{Backing, Mapped, Record};
 use zhuque_abi::layout::{MAX_FILES, SIGNAL_STACK_BYTES, SLICES};
 use zhuque_abi::life::{parked, stop};
-use zhuque_abi::slot::{Slot, pending, state};
-use zhuque_sys::{Errno, fs, mm, process, signal};
+use zhuque_abi::slot::{Slot, pending};
+use zhuque_sys::{Errno, fs, mm, signal};
 
 /// Where the tracer sends the thread that leads, on the life's scratch stack, with every signal blocked. Its GS base is
 /// its slot.
@@ -46,13 +47,13 @@ pub unsafe extern "C" fn lead() -> ! {
     save::announce();
     // SAFETY: everything stands still.
     let suspended = |slot: *mut Slot| unsafe { (*slot).suspended != 0 || (*slot).borrowed != 0 };
-    if life.stop.swap(stop::SAVE, Ordering::AcqRel) != stop::NONE || taken().any(suspended) {
+    if life.stop.swap(stop::SAVE, Ordering::AcqRel) != stop::NONE || saved_slots().any(suspended) {
         save::unsaved_outside(b"a fork was under way");
     }
     // What is pending for the others alone has been written down by the tracer.
     // SAFETY: this thread's own slot.
     process_state::note_pending(unsafe { &*handler::current_slot() });
-    for slot in taken() {
+    for slot in saved_slots() {
         // SAFETY: constant while the slot is in use.
         let index = unsafe { (*slot).index };
         control::life_thread(index as usize).parked.store(parked::SAVED, Ordering::Release);
@@ -67,14 +68,6 @@ pub fn note_life(header: &mut Header) {
     header.how = How::Inside as u32;
     header.vdso = [life.vdso.base, life.vdso.bytes];
     header.descriptors = life.descriptors.first;
-}
-
-/// The slots whose threads have been taken.
-fn taken() -> impl Iterator<Item = *mut Slot> {
-    // SAFETY: everything stands still.
-    (0..control::slots())
-        .map(control::slot)
-        .filter(|&slot| unsafe { (*slot).state.load(Ordering::Relaxed) != state::FREE && (*slot).saved.frame != 0 })
 }
 
 /// Whether the region was saved from outside, or is being.
@@ -232,7 +225,7 @@ pub fn go_on(slot: &mut Slot, context: &mut Context, recovers: bool) {
         State::Program(retry) => {
             handler::take_up(slot, retry, context);
             if recovery::waits(slot) {
-                let _ = signal::send(life.pid, process::tid(), libc::SIGPWR as u32);
+                handler::kick();
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use crate::context::Context;
 use crate::control;
-use crate::entry::{asm::zhuque_clone, patch, vdso};
+use crate::entry::{asm::zhuque_clone, handler::kick, patch, vdso};
 use crate::family::signals::{self, Program};
 use crate::family::{self, Failure, clocks, processes, recovery, threads};
 use crate::{credentials, outside, process_state, save, scheduling};
@@ -192,8 +192,8 @@ fn go_on_clocks() {
     }
 }
 
-/// Slots with a saved frame.
-fn saved_slots() -> impl Iterator<Item = *mut Slot> {
+/// Slots with a saved frame, while nobody runs.
+pub fn saved_slots() -> impl Iterator<Item = *mut Slot> {
     // SAFETY: only reads of plain fields, while nobody runs.
     (0..control::slots())
         .map(control::slot)
@@ -387,7 +387,7 @@ fn go(slot: &mut Slot) -> ! {
     }
     if slot.own_power.load(Ordering::Acquire) != 0 {
         // Sent before the save, by a thread whose word to this one the kernel has not kept.
-        let _ = signal::send(control::life().pid, process::tid(), SIGPWR);
+        kick();
     }
     // SAFETY: the frame is complete; the kernel checks what it must.
     unsafe { zhuque_return_to_frame(frame) }

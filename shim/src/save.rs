@@ -7,7 +7,7 @@
 
 use crate::context::Context;
 use crate::control::{self, Lock};
-use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick};
 use crate::family::limits::{self, ENOUGH};
 use crate::family::{self, clocks, signals};
 use crate::journal::Journal;
@@ -176,7 +176,7 @@ pub fn release_after_fork() {
         process::yield_now();
     }
     if announced() {
-        let _ = signal::send(life.pid, process::tid(), libc::SIGPWR as u32);
+        kick();
     }
 }
 

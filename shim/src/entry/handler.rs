@@ -109,10 +109,15 @@ pub fn queue_for_self(signal: u32, info: &SigInfo) {
     while queue() == Err(Errno(libc::ESRCH)) {}
 }
 
+/// Sends the calling thread a signal, in the same way.
+pub fn send_to_self(signal: u32) {
+    let send = || zhuque_sys::signal::send(process::pid(), process::tid(), signal);
+    while send() == Err(Errno(libc::ESRCH)) {}
+}
+
 /// The calling thread looks about, behind what it is doing now.
 pub fn kick() {
-    let send = || zhuque_sys::signal::send(process::pid(), process::tid(), libc::SIGPWR as u32);
-    while send() == Err(Errno(libc::ESRCH)) {}
+    send_to_self(libc::SIGPWR as u32);
 }
 
 /// SIGPWR.
@@ -126,10 +131,10 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
         sender == (&raw const life.pid).read_volatile()
             || sender != 0 && sender == (&raw const slot.old_pid).read_volatile()
     };
-    let kick = code == SI_TKILL && (own || slot.borrowed != 0 && sender == process::pid());
+    let kicked = code == SI_TKILL && (own || slot.borrowed != 0 && sender == process::pid());
     slot.old_pid = 0;
     // A parent that has just come back from vfork looks like its child for some instructions more.
-    if !kick && (slot.borrowed == 0 || process::pid() == life.pid) {
+    if !kicked && (slot.borrowed == 0 || process::pid() == life.pid) {
         save::announce();
     }
     let mut retry = match place::program_state(context, slot) {
@@ -150,7 +155,7 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
             save::park_for_fork(slot);
             if save::announced() {
                 // The failure was announced while the world stood still for a fork: it is due now.
-                let _ = zhuque_sys::signal::send(life.pid, process::tid(), libc::SIGPWR as u32);
+                kick();
             }
         }
         _ if save::announced() => {

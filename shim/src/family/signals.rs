@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::context::{AlternateStack, Context, SignalFrame};
-use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, on_signal, queue_for_self};
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, on_signal, queue_for_self, send_to_self};
 use crate::gate::{Outcome, Result64, error, retry, wait_call};
 use crate::{control, entry::sites};
 use core::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use zhuque_abi::header::Action;
 use zhuque_abi::slot::{Retry, SigInfo, Slot};
 use zhuque_model::sync;
 use zhuque_sys::signal::{KernelAction, SA_RESTORER, bit, set_action};
-use zhuque_sys::{Errno, process, signal, user};
+use zhuque_sys::{Errno, signal, user};
 
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
@@ -176,7 +176,7 @@ pub fn deliver(slot: &mut Slot, program: Program, context: &mut Context) {
         // No room for the frame: the kernel would end the process with SIGSEGV.
         // SAFETY: SIG_DFL runs no code.
         let _ = unsafe { signal::set_action(libc::SIGSEGV as u32, &KernelAction::default()) };
-        let _ = zhuque_sys::signal::send(control::life().pid, process::tid(), libc::SIGSEGV as u32);
+        send_to_self(libc::SIGSEGV as u32);
         context.mask &= !bit(libc::SIGSEGV as u32);
         return;
     }
