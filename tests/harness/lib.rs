@@ -6,6 +6,9 @@
 //! * [`life`]: one region from `run` to its end, with failures and resumes
 //! * [`digest`]: what a region holds, byte by byte, to find out whether anything changed
 //! * [`tracer`]: a failure at a chosen system call
+//! * [`outside`]: a save from outside, of a program whose threads are all stopped
+//! * [`points`]: a failure from outside at one instruction, and what has to follow
+//! * [`scan`]: every instruction of the gate that a program comes through
 //! * [`load`]: clients of memcached and redis that remember what was promised to them
 //! * [`random`]: a seeded generator; a failing test prints its seed
 //!
@@ -20,7 +23,9 @@ pub mod guest;
 pub mod life;
 pub mod load;
 pub mod outside;
+pub mod points;
 pub mod random;
+pub mod scan;
 pub mod store;
 pub mod tracer;
 

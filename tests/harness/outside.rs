@@ -8,13 +8,12 @@ use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use zhuque_abi::header::Header;
+use zhuque_abi::header::{Header, Phase};
 use zhuque_abi::layout::{SLOT_STRIDE, SLOTS_OFFSET};
 use zhuque_abi::slot::{Frame, Slot};
 use zhuque_capture::stopped::has_ended;
-use zhuque_capture::{Capture, Taken};
+use zhuque_capture::{Capture, Error, Taken};
 
 /// PTRACE_EVENT_STOP.
 const EVENT_STOP: i32 = 128;
@@ -26,58 +25,106 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub struct Saved {
     /// The thread that is to go on, and ends the process.
     pub leader: Pid,
-    /// The program's system call that the thread stood in which had been stopped already: its number, if it was in the
-    /// gate.
-    pub call: Option<u64>,
+    /// Where in the gate the thread was that had been stopped already, if it was there.
+    pub place: Option<Place>,
 }
 
 /// Saves `program`; `stopped` is stopped already.
 pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
-    let threads = stop_all(program, stopped)?;
-    let control = open_control(program, stopped)?;
-    let call = call_of(&control, stopped)?;
-    let mut capture = Capture::of(&control).map_err(|error| error.to_string())?;
-    for &tid in &threads {
-        let taken = capture.thread(tid, None).map_err(|error| format!("thread {tid}: {error}"))?;
-        if taken == Taken::Gone {
-            if threads.len() == 1 {
-                return Err("the last thread is on its way out".to_owned());
-            }
-            let_end(tid)?;
+    let mut threads = stop_all(program, vec![stopped])?;
+    let gate = Gate::of(program, stopped)?;
+    let registers = ptrace::getregs(stopped).map_err(|error| error.to_string())?;
+    let place = gate.place(&registers)?;
+    let end = Instant::now() + LIMIT;
+    loop {
+        let mut capture = Capture::of(&gate.control).map_err(|error| error.to_string())?;
+        match take(&mut capture, &threads)? {
+            true => return Ok(Saved { leader: capture.lead().map_err(|error| error.to_string())?, place }),
+            false if Instant::now() > end => return Err("a thread of it is being revived all the time".to_owned()),
+            false => {}
+        }
+        for &tid in &threads {
+            let _ = ptrace::cont(tid, None);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        threads = stop_all(program, Vec::new())?;
+    }
+}
+
+/// Takes every thread. False: one is being revived.
+fn take(capture: &mut Capture<'_>, threads: &[Pid]) -> Result<bool, String> {
+    for &tid in threads {
+        match capture.thread(tid, None) {
+            Ok(Taken::Slot(_)) => {}
+            Ok(Taken::Gone) if threads.len() == 1 => return Err("the last thread is on its way out".to_owned()),
+            Ok(Taken::Gone) => let_end(tid)?,
+            Err(Error::Early) => return Ok(false),
+            Err(error) => return Err(format!("thread {tid}: {error}")),
         }
     }
-    let leader = capture.lead().map_err(|error| error.to_string())?;
-    Ok(Saved { leader, call })
+    Ok(true)
 }
 
-/// The region's control file, by the program's mapping of it. A thread is asked: the main one may have ended.
-fn open_control(program: Pid, thread: Pid) -> Result<File, String> {
-    let maps = fs::read_to_string(format!("/proc/{program}/task/{thread}/maps")).map_err(|error| error.to_string())?;
-    let path = maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|path| path.ends_with("/control")));
-    let path = PathBuf::from(path.ok_or("the program has no region")?);
-    File::options().read(true).write(true).open(path).map_err(|error| error.to_string())
+/// A program's gate, as it is seen from outside.
+#[derive(Debug)]
+pub struct Gate {
+    control: File,
+    /// Addresses: of the slots, and of the shim's text.
+    slots: u64,
+    text: u64,
 }
 
-/// The number of the call that a thread is in, if its counter is in the shim.
-fn call_of(control: &File, tid: Pid) -> Result<Option<u64>, String> {
-    /// More than the shim's text.
-    const TEXT: u64 = 1 << 20;
-    let word = |offset: u64| {
-        let mut bytes = [0; 8];
-        control.read_exact_at(&mut bytes, offset).map(|()| u64::from_le_bytes(bytes)).map_err(|error| error.to_string())
-    };
-    let registers = ptrace::getregs(tid).map_err(|error| error.to_string())?;
-    let slots = word(offset_of!(Header, base) as u64)? + SLOTS_OFFSET;
-    let start = word(offset_of!(Header, shim_start) as u64)?;
-    let Some(index) = registers.gs_base.checked_sub(slots).map(|bytes| bytes / SLOT_STRIDE) else { return Ok(None) };
-    let number =
-        word(SLOTS_OFFSET + index * SLOT_STRIDE + (offset_of!(Slot, frame) + offset_of!(Frame, number)) as u64)?;
-    Ok((start..start + TEXT).contains(&registers.rip).then_some(number))
+/// Where in the gate a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes from the beginning of the shim's text.
+    pub offset: u64,
+    /// The program's system call, by number: the last one that the gate has begun with for this thread.
+    pub call: u64,
 }
 
-/// Stops every thread but `stopped`, also those that are born meanwhile; all that there are.
-fn stop_all(program: Pid, stopped: Pid) -> Result<Vec<Pid>, String> {
-    let mut there = vec![stopped];
+impl Gate {
+    /// By the program's mapping of its region. A thread is asked: the main one may have ended.
+    pub fn of(program: Pid, thread: Pid) -> Result<Gate, String> {
+        let maps = format!("/proc/{program}/task/{thread}/maps");
+        let maps = fs::read_to_string(maps).map_err(|error| error.to_string())?;
+        let mut paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+        let path = paths.find(|path| path.ends_with("/control")).ok_or("the program has no region")?;
+        let control = File::options().read(true).write(true).open(path).map_err(|error| error.to_string())?;
+        let slots = word(&control, offset_of!(Header, base) as u64)? + SLOTS_OFFSET;
+        let text = word(&control, offset_of!(Header, shim_start) as u64)?;
+        Ok(Gate { control, slots, text })
+    }
+
+    /// Where a thread with these registers is, if its counter is in the shim.
+    pub fn place(&self, registers: &libc::user_regs_struct) -> Result<Option<Place>, String> {
+        /// More than the shim's text.
+        const TEXT: u64 = 1 << 20;
+        let Some(offset) = registers.rip.checked_sub(self.text).filter(|offset| *offset < TEXT) else {
+            return Ok(None);
+        };
+        let Some(bytes) = registers.gs_base.checked_sub(self.slots) else { return Ok(None) };
+        let number = (offset_of!(Slot, frame) + offset_of!(Frame, number)) as u64;
+        let call = word(&self.control, SLOTS_OFFSET + bytes / SLOT_STRIDE * SLOT_STRIDE + number)?;
+        Ok(Some(Place { offset, call }))
+    }
+
+    /// Whether the program has started, or goes on.
+    pub fn is_running(&self) -> bool {
+        let phase = word(&self.control, offset_of!(Header, phase) as u64);
+        phase.is_ok_and(|word| Phase::from_raw(word as u8) == Some(Phase::Running))
+    }
+}
+
+/// Eight bytes of the control file.
+fn word(control: &File, offset: u64) -> Result<u64, String> {
+    let mut bytes = [0; 8];
+    control.read_exact_at(&mut bytes, offset).map_err(|error| error.to_string())?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Stops every thread that is not `there` yet, also those that are born meanwhile; all that there are.
+fn stop_all(program: Pid, mut there: Vec<Pid>) -> Result<Vec<Pid>, String> {
     loop {
         let before = there.len();
         for entry in fs::read_dir(format!("/proc/{program}/task")).map_err(|error| error.to_string())?.flatten() {

@@ -10,10 +10,12 @@
 //!
 //! After the failure, or in a resume, a further blow can follow: SIGKILL or SIGPWR, at any instruction ([`Then`]).
 //!
-//! Key types: [`Script`], [`Watched`]. Neighbour: `life`, which starts the program and resumes it.
+//! Key types: [`Script`], [`Watched`]. Neighbours: `life`, which starts the program and resumes it;
+//! `outside`, `scan`.
 #![allow(unsafe_code)]
 
-use crate::outside;
+use crate::outside::{self, Gate, Place};
+use crate::scan::Scan;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
@@ -42,10 +44,12 @@ pub struct Script {
     pub fail: Option<(u64, Moment)>,
     /// What follows.
     pub then: Option<Then>,
+    /// Every instruction is looked at instead.
+    pub scan: bool,
 }
 
-/// A blow that comes so many calls after the failure, if there is one, else after the program's exec, and so many
-/// instructions later.
+/// A blow that comes so many calls after the failure, if there is one, else after the program's exec (a save from outside:
+/// after the beginning of its life), and so many instructions later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Then {
     /// Calls that any of the program's threads have ended.
@@ -76,12 +80,14 @@ pub struct Watched {
     pub failed_in: i64,
     /// Whether the blow that follows was struck.
     pub struck: bool,
-    /// Calls ended since the failure, or the exec.
+    /// Calls ended since the failure, or the exec, or the beginning of its life: see [`Then`].
     pub calls_then: u64,
-    /// The call in whose gate the thread was that was saved from outside, by number.
-    pub saved_in: Option<u64>,
+    /// Where in the gate the thread was that was saved from outside.
+    pub saved_in: Option<Place>,
     /// Why it could not be.
     pub refused: Option<String>,
+    /// What was found, if every instruction was looked at.
+    pub scan: Option<Scan>,
     /// The launcher's exit status.
     pub status: i32,
 }
@@ -107,6 +113,8 @@ struct Tracer {
     program: Option<Pid>,
     threads: Vec<(Pid, Between)>,
     script: Script,
+    /// Its gate, once it is alive.
+    gate: Option<Gate>,
     /// The thread that is stepped, and how many instructions are left.
     stepped: Option<(Pid, u64)>,
     seen: Watched,
@@ -124,8 +132,8 @@ pub fn watch(launcher: u32, script: Script, limit: Duration, go: impl FnOnce()) 
         | Options::PTRACE_O_TRACEEXIT;
     ptrace::seize(root, all)?;
     go();
-    let seen = Watched::default();
-    let mut tracer = Tracer { root, program: None, threads: Vec::new(), script, stepped: None, seen };
+    let seen = Watched { scan: script.scan.then(Scan::default), ..Watched::default() };
+    let mut tracer = Tracer { root, program: None, threads: Vec::new(), script, gate: None, stepped: None, seen };
     let end = Instant::now() + limit;
     let mut quiet = 0;
     while Instant::now() < end {
@@ -175,6 +183,9 @@ impl Tracer {
             // The blow comes elsewhere.
             self.stepped = None;
         }
+        if ends && let Some(scan) = &mut self.seen.scan {
+            scan.leave(pid);
+        }
         if !libc::WIFSTOPPED(status) {
             self.threads.retain(|(thread, _)| *thread != pid);
             return Ok(());
@@ -187,6 +198,7 @@ impl Tracer {
                     // The end of the call is still to come, also where another thread has made it and this id has passed
                     // to that one.
                     let program = *self.program.get_or_insert(pid);
+                    self.gate = None;
                     if pid == program {
                         self.threads.clear();
                         self.threads.push((pid, Between::Call(Failing::No)));
@@ -195,6 +207,7 @@ impl Tracer {
                 self.go_on(pid, 0)
             }
             (libc::SIGTRAP, _) if self.stepped.is_some_and(|(thread, _)| thread == pid) => self.step(pid),
+            (libc::SIGTRAP, _) if self.seen.scan.as_ref().is_some_and(|scan| scan.steps(pid)) => self.look(pid, None),
             (signal, _) => self.go_on(pid, signal),
         }
     }
@@ -214,7 +227,8 @@ impl Tracer {
 
     /// Lets a thread go on, to its next call as long as calls are counted.
     fn go_on(&mut self, pid: Pid, signal: i32) -> nix::Result<()> {
-        if self.stepped.is_some_and(|(thread, _)| thread == pid) {
+        let looked_at = self.seen.scan.as_ref().is_some_and(|scan| scan.steps(pid));
+        if looked_at || self.stepped.is_some_and(|(thread, _)| thread == pid) {
             return go_on_with(libc::PTRACE_SINGLESTEP, pid, signal);
         }
         if self.counting() && self.is_ours(pid) {
@@ -235,18 +249,43 @@ impl Tracer {
         self.script.fail.is_none() || self.seen.failed_at.is_some()
     }
 
+    /// Whether the program's life has begun: it has started, or its resume has been committed.
+    fn lives(&mut self, pid: Pid) -> bool {
+        if let (None, Some(program)) = (&self.gate, self.program) {
+            self.gate = Gate::of(program, pid).ok().filter(Gate::is_running);
+        }
+        self.gate.is_some()
+    }
+
     /// A call has ended: begins to step, if it was the one.
     fn ended(&mut self, pid: Pid) -> nix::Result<()> {
+        if self.seen.scan.is_some() && self.lives(pid) {
+            self.seen.calls_then += 1;
+            return self.look(pid, Some(self.seen.calls_then - 1));
+        }
         let begins = self.follows() && self.counting() && self.stepped.is_none();
         let Some(then) = self.script.then.filter(|_| begins) else {
             return self.go_on(pid, 0);
         };
+        if then.blow == Blow::Outside && !self.lives(pid) {
+            return self.go_on(pid, 0);
+        }
         self.seen.calls_then += 1;
         if self.seen.calls_then <= then.calls {
             return self.go_on(pid, 0);
         }
         self.stepped = Some((pid, then.steps));
         self.step(pid)
+    }
+
+    /// Looks at the instruction that comes next, and steps over it.
+    fn look(&mut self, pid: Pid, begins: Option<u64>) -> nix::Result<()> {
+        let (Some(scan), Some(gate)) = (&mut self.seen.scan, &self.gate) else { return self.go_on(pid, 0) };
+        if let Some(calls) = begins {
+            scan.begin(pid, calls);
+        }
+        scan.look(gate, pid)?;
+        self.go_on(pid, 0)
     }
 
     /// One more instruction, or the blow.
@@ -272,7 +311,7 @@ impl Tracer {
     fn save(&mut self, program: Pid, pid: Pid) -> nix::Result<()> {
         match outside::save(program, pid) {
             Ok(saved) => {
-                self.seen.saved_in = saved.call;
+                self.seen.saved_in = saved.place;
                 go_on_with(libc::PTRACE_CONT, saved.leader, 0)
             }
             Err(why) => {

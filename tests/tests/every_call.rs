@@ -37,8 +37,12 @@ fn check_every_call(guest: &Guest) {
     let (mut saved, mut late) = (0, 0);
     for (call, moment) in points(watched.calls, &mut random) {
         let name = format!("{}-{call}-{moment:?}", guest.name()).to_lowercase();
-        let (mut life, seen) =
-            Life::start_watched(&store, &name, guest, Script { fail: Some((call, moment)), then: Some(COUNTED) });
+        let (mut life, seen) = Life::start_watched(
+            &store,
+            &name,
+            guest,
+            Script { fail: Some((call, moment)), then: Some(COUNTED), ..Script::default() },
+        );
         match seen.status {
             SAVED => {
                 life.resume();

@@ -42,14 +42,16 @@ fn a_blow_inside_a_save() {
     // How many calls a save makes.
     let never = Then { calls: u64::MAX, steps: 0, blow: Blow::Signal(Signal::SIGKILL) };
     let fail = Some((watched.calls / 2, Moment::Inside));
-    let (mut life, counted) = Life::start_watched(&store, "saved", &guest(), Script { fail, then: Some(never) });
+    let (mut life, counted) =
+        Life::start_watched(&store, "saved", &guest(), Script { fail, then: Some(never), ..Script::default() });
     life.resume();
     life.end_as(&native);
     let (mut killed, mut saved, mut unsaved, mut again, mut missed) = (0, 0, 0, 0, 0);
     for number in 0..points() {
         let signal = if number % 2 == 0 { Signal::SIGKILL } else { Signal::SIGPWR };
         let fail = (watched.calls / 4 + random.below(watched.calls / 2), Moment::Inside);
-        let script = Script { fail: Some(fail), then: Some(blow(&mut random, counted.calls_then, signal)) };
+        let script =
+            Script { fail: Some(fail), then: Some(blow(&mut random, counted.calls_then, signal)), ..Script::default() };
         let (mut life, seen) = Life::start_watched(&store, &format!("save-{number}"), &guest(), script);
         let state = store.find(&life.name).map(|region| region.state);
         match (state.as_deref(), seen.struck, signal) {
@@ -91,7 +93,7 @@ fn a_blow_inside_a_resume() {
     let native = native(&store);
     let (life, watched) = Life::start_watched(&store, "counted", &guest(), Script::default());
     life.end_as(&native);
-    let fail = Script { fail: Some((watched.calls / 2, Moment::Inside)), then: None };
+    let fail = Script { fail: Some((watched.calls / 2, Moment::Inside)), ..Script::default() };
     let (mut before, mut after, mut again, mut missed) = (0, 0, 0, 0);
     // The earliest call after which a resume was seen to have been committed.
     let mut committed = 800;
@@ -104,7 +106,7 @@ fn a_blow_inside_a_resume() {
         let whole = digest::of(&store.region(&name));
         let signal = if number % 3 == 2 { Signal::SIGPWR } else { Signal::SIGKILL };
         let then = blow(&mut random, committed + 30, signal);
-        let seen = life.resume_watched(Script { fail: None, then: Some(then) });
+        let seen = life.resume_watched(Script { then: Some(then), ..Script::default() });
         let region = store.find(&name);
         match (region.as_ref().map(|region| region.state.as_str()), signal) {
             (Some("saved"), Signal::SIGKILL) if seen.struck && seen.status != SAVED => {

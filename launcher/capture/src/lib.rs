@@ -94,6 +94,7 @@ impl<'a> Capture<'a> {
         match Phase::from_raw(word(offset_of!(Header, phase))? as u8) {
             Some(Phase::Running) => {}
             Some(Phase::Creating | Phase::Starting) => return Err(Error::Region("the program has not started yet")),
+            Some(Phase::Saved) => return Err(Error::Region("it is saved, and no life of it is under way")),
             _ => return Err(Error::Region("the program has ended")),
         }
         let header = Words {

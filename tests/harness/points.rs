@@ -1,0 +1,203 @@
+//! A failure at one instruction, as a guardian would meet it: every thread is stopped where it is, its registers are taken
+//! as they are, and what it was doing is not brought to its end. The region and the kernel's state as they are at that
+//! instruction are what a resume has: the program goes on as before the call or as behind it, never as something else.
+//!
+//! Every other point is struck a second time, somewhere in the resume or in the life that follows.
+//!
+//! Key types: [`Rig`], [`Seen`]. Neighbours: `outside` (the save), `scan` (which points there are).
+
+use crate::command::SAVED;
+use crate::scan::Scan;
+use crate::tracer::{Blow, Script, Then, Watched};
+use crate::{Finished, Guest, Life, Random, Store};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Instructions behind a call that are tried; between two calls there are mostly fewer.
+const STEPS: u64 = 3000;
+/// Calls of a life that has been resumed which are tried, at first.
+const RESUMED_CALLS: u64 = 300;
+
+/// What the points of one guest have shown.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Saves, each followed by a resume.
+    pub saved: u64,
+    /// Of them, those of a life that had been resumed.
+    pub again: u64,
+    /// The program had ended.
+    pub late: u64,
+    /// In the middle of a fork, which cannot be saved so.
+    pub refused: u64,
+    /// Recovery handlers that have run.
+    pub recovered: u64,
+    /// By the number of the call in whose gate the thread was: how often, and at which instructions.
+    pub inside: BTreeMap<u64, (u64, BTreeSet<u64>)>,
+}
+
+/// A guest, and what is known of it.
+pub struct Rig<'a> {
+    /// Every other point is in the second.
+    stores: &'a [Store; 2],
+    guest: Guest,
+    native: Finished,
+    random: Random,
+    /// Calls that a life makes which has been resumed, about.
+    resumed: u64,
+    number: u64,
+    /// What has been seen.
+    pub seen: Seen,
+}
+
+/// What came of a blow.
+enum Struck {
+    Saved,
+    /// It had ended, or does.
+    Ended,
+    /// Killed while it was on its way out, or in the middle of a fork.
+    Killed,
+}
+
+/// Stores for [`Rig::new`]. Resumes in the second can be watched.
+pub fn stores() -> [Store; 2] {
+    [Store::new(), Store::without_ptrace()]
+}
+
+impl<'a> Rig<'a> {
+    /// Runs the guest natively.
+    pub fn new(stores: &'a [Store; 2], guest: Guest) -> Rig<'a> {
+        let native = guest.finish_natively(&stores[0], &stores[0].work_dir("native"));
+        assert_eq!(native.status, 0, "natively: {}", native.stderr);
+        let (seen, random) = (Seen::default(), Random::new());
+        Rig { stores, guest, native, random, resumed: RESUMED_CALLS, number: 0, seen }
+    }
+
+    /// Watches a whole run.
+    fn watch(&self, name: &str, script: Script) -> Watched {
+        let (mut life, watched) = Life::start_watched(&self.stores[0], name, &self.guest, script);
+        life.check_end(&self.native);
+        life.remove();
+        watched
+    }
+
+    /// How many calls it makes under zhuque.
+    pub fn calls(&self) -> u64 {
+        let then = Some(Then { calls: u64::MAX, steps: 0, blow: Blow::Outside });
+        self.watch("counted", Script { then, ..Script::default() }).calls_then
+    }
+
+    /// Every instruction of the gate that it comes through.
+    pub fn scan(&self) -> Scan {
+        self.watch("scanned", Script { scan: true, ..Script::default() }).scan.unwrap_or_default()
+    }
+
+    /// Any point of a life that makes so many calls: often a few instructions behind a call, rarely many.
+    pub fn anywhere(&mut self, calls: u64) -> Then {
+        let scale = 1 + self.random.below(STEPS);
+        Then { calls: self.random.below(calls), steps: self.random.below(scale), blow: Blow::Outside }
+    }
+
+    /// One point of the guest's first life, every other time also one of what follows.
+    pub fn point(&mut self, then: Then) {
+        self.number += 1;
+        let twice = self.number.is_multiple_of(2);
+        let (store, name) = (&self.stores[usize::from(twice)], format!("point-{}", self.number));
+        let script = Script { then: Some(then), ..Script::default() };
+        let (mut life, seen) = Life::start_watched(store, &name, &self.guest, script);
+        match self.struck(&mut life, &seen) {
+            Struck::Saved if twice => return self.again(life),
+            Struck::Saved => {
+                life.resume();
+                // Only the main thread sleeps.
+                let sleeps = seen.saved_in.is_some_and(|place| place.call == libc::SYS_clock_nanosleep as u64);
+                return self.end(life, sleeps);
+            }
+            Struck::Ended => {}
+            Struck::Killed => return remove(&life),
+        }
+        self.end(life, false);
+    }
+
+    /// A resume of what was saved from outside, with a further blow.
+    fn again(&mut self, mut life: Life<'_>) {
+        let then = self.anywhere(self.resumed);
+        let seen = life.resume_watched(Script { then: Some(then), ..Script::default() });
+        match self.struck(&mut life, &seen) {
+            Struck::Saved => {
+                self.seen.again += 1;
+                life.resume();
+            }
+            // It is about half of what it was that time: most of these lives begin somewhere else.
+            Struck::Ended => self.resumed = (self.resumed + seen.calls_then) / 2 + 1,
+            Struck::Killed => return remove(&life),
+        }
+        self.end(life, false);
+    }
+
+    fn struck(&mut self, life: &mut Life<'_>, seen: &Watched) -> Struck {
+        let all = &mut self.seen;
+        let refused =
+            |words: &[&str]| seen.refused.as_ref().is_some_and(|why| words.iter().any(|word| why.contains(word)));
+        match seen {
+            Watched { status: SAVED, .. } => {
+                all.saved += 1;
+                if let Some(place) = seen.saved_in {
+                    let (count, spots) = all.inside.entry(place.call).or_default();
+                    *count += 1;
+                    spots.insert(place.offset);
+                }
+                Struck::Saved
+            }
+            _ if refused(&["on its way out", "has ended"]) => {
+                all.late += 1;
+                Struck::Killed
+            }
+            Watched { struck: false, .. } => {
+                all.late += 1;
+                Struck::Ended
+            }
+            _ if inspected(life).contains("a fork was under way") => {
+                all.refused += 1;
+                Struck::Killed
+            }
+            _ => life.wrong(&format!("was not saved: {seen:?}")),
+        }
+    }
+
+    /// The end must be as natively, but for the lines of recovery handlers (`examples/recovery.c`): one for a failure, on
+    /// the main thread, but where that has blocked it for a while (pthread_create does); not where it sleeps.
+    fn end(&mut self, mut life: Life<'_>, sleeps: bool) {
+        let found = life.end();
+        let text = String::from_utf8_lossy(&found.stdout);
+        let (handlers, rest): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with("recovery "));
+        if found.status != self.native.status {
+            life.wrong(&format!("ended with {} instead of {}", found.status, self.native.status));
+        }
+        if rest != String::from_utf8_lossy(&self.native.stdout).lines().collect::<Vec<_>>() {
+            life.wrong("has another output than natively");
+        }
+        for (number, line) in (1..).zip(&handlers) {
+            let mut words = line.split(' ').collect::<Vec<_>>();
+            // Of two failures the first may have come before there was a handler.
+            let value = words.get(7).and_then(|word| word.parse().ok()).unwrap_or(0);
+            let main = if sleeps { "1" } else { words[9] };
+            words[7] = "value";
+            let expected = format!("recovery {number} signal 30 code -1 value value main {main} growing 1");
+            if words.join(" ") != expected || !(number..=life.failures).contains(&value) {
+                life.wrong("has not had its recovery signal once for each failure");
+            }
+        }
+        self.seen.recovered += handlers.len() as u64;
+        life.remove();
+    }
+}
+
+/// Takes away what was not saved. A start that fails leaves nothing.
+fn remove(life: &Life<'_>) {
+    if life.store.find(&life.name).is_some() {
+        assert_eq!(life.store.call("rm", &[&life.name]).status, 0);
+    }
+}
+
+fn inspected(life: &Life<'_>) -> String {
+    String::from_utf8_lossy(&life.store.call("inspect", &[&life.name]).stdout).into_owned()
+}
