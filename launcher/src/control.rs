@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, bail, ensure};
 use zhuque_abi::codec;
-use zhuque_abi::header::{FileRecord, Globals, Header, MAGIC, Phase, Reason, VERSION, phase_word};
+use zhuque_abi::header::{FileRecord, Globals, Header, How, MAGIC, Phase, Reason, VERSION, phase_word};
 use zhuque_abi::layout::*;
 use zhuque_abi::maps::{Node, TreeHead};
 use zhuque_restore::validate;
@@ -59,6 +59,8 @@ pub struct Summary {
     pub threads: u32,
     /// Status of an ended program.
     pub exit_status: u32,
+    /// Whether it was saved from outside: then the journal says what is mapped.
+    pub outside: bool,
     /// Text that explains `reason`.
     pub detail: String,
 }
@@ -166,6 +168,7 @@ impl Control {
             save_total_ns: u64_of(offset_of!(Header, save_total_ns)),
             threads: u32_of(offset_of!(Header, threads)),
             exit_status: u32_of(offset_of!(Header, exit_status)),
+            outside: u32_of(offset_of!(Header, how)) == How::Outside as u32,
             detail: text(&page[detail..detail + 256]),
         })
     }

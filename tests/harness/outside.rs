@@ -10,7 +10,7 @@ use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 use zhuque_abi::header::{Header, Phase};
-use zhuque_abi::layout::{SLOT_STRIDE, SLOTS_OFFSET};
+use zhuque_abi::layout::{RESERVED_BYTES, SLOT_STRIDE, SLOTS_OFFSET};
 use zhuque_abi::slot::{Frame, Slot};
 use zhuque_capture::stopped::has_ended;
 use zhuque_capture::{Capture, Error, Taken};
@@ -21,12 +21,14 @@ const EVENT_STOP: i32 = 128;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// What was saved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
     /// The thread that is to go on, and ends the process.
     pub leader: Pid,
     /// Where in the gate the thread was that had been stopped already, if it was there.
     pub place: Option<Place>,
+    /// What the program has mapped, addresses and protection, in the words of `zhuque inspect NAME maps`.
+    pub mapped: Vec<String>,
 }
 
 /// Saves `program`; `stopped` is stopped already.
@@ -39,7 +41,11 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
     loop {
         let mut capture = Capture::of(&gate.control).map_err(|error| error.to_string())?;
         match take(&mut capture, &threads)? {
-            true => return Ok(Saved { leader: capture.lead().map_err(|error| error.to_string())?, place }),
+            true => {
+                let mapped = gate.mapped(program, threads[0])?;
+                let leader = capture.lead().map_err(|error| error.to_string())?;
+                return Ok(Saved { leader, place, mapped });
+            }
             false if Instant::now() > end => return Err("a thread of it is being revived all the time".to_owned()),
             false => {}
         }
@@ -86,8 +92,7 @@ pub struct Place {
 impl Gate {
     /// By the program's mapping of its region. A thread is asked: the main one may have ended.
     pub fn of(program: Pid, thread: Pid) -> Result<Gate, String> {
-        let maps = format!("/proc/{program}/task/{thread}/maps");
-        let maps = fs::read_to_string(maps).map_err(|error| error.to_string())?;
+        let maps = read_maps(program, thread)?;
         let mut paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
         let path = paths.find(|path| path.ends_with("/control")).ok_or("the program has no region")?;
         let control = File::options().read(true).write(true).open(path).map_err(|error| error.to_string())?;
@@ -109,11 +114,32 @@ impl Gate {
         Ok(Some(Place { offset, call }))
     }
 
+    /// The program's own mappings.
+    fn mapped(&self, program: Pid, thread: Pid) -> Result<Vec<String>, String> {
+        let maps = read_maps(program, thread)?;
+        let base = self.slots - SLOTS_OFFSET;
+        let each = |line: &str| {
+            let mut words = line.split_whitespace();
+            let (start, end) = words.next()?.split_once('-')?;
+            let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap_or_default());
+            let prot = words.next()?.get(..3)?;
+            let others = (base..base + RESERVED_BYTES).contains(&start)
+                || words.nth(3).is_some_and(|name| name.starts_with("[v"));
+            (!others).then(|| format!("{start:012x}-{end:012x} {prot}"))
+        };
+        Ok(maps.lines().filter_map(each).collect())
+    }
+
     /// Whether the program has started, or goes on.
     pub fn is_running(&self) -> bool {
         let phase = word(&self.control, offset_of!(Header, phase) as u64);
         phase.is_ok_and(|word| Phase::from_raw(word as u8) == Some(Phase::Running))
     }
+}
+
+/// The kernel's list of what a program has mapped.
+fn read_maps(program: Pid, thread: Pid) -> Result<String, String> {
+    fs::read_to_string(format!("/proc/{program}/task/{thread}/maps")).map_err(|error| error.to_string())
 }
 
 /// Eight bytes of the control file.

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Instructions behind a call that are tried; between two calls there are mostly fewer.
 const STEPS: u64 = 3000;
+/// At every so manieth point it is looked at what is shown of the region.
+const LOOKED_AT: u64 = 16;
 /// Calls of a life that has been resumed which are tried, at first.
 const RESUMED_CALLS: u64 = 300;
 
@@ -81,7 +83,7 @@ impl<'a> Rig<'a> {
 
     /// How many calls it makes under zhuque.
     pub fn calls(&self) -> u64 {
-        let then = Some(Then { calls: u64::MAX, steps: 0, blow: Blow::Outside });
+        let then = Some(Then { thread: None, calls: u64::MAX, steps: 0, blow: Blow::Outside });
         self.watch("counted", Script { then, ..Script::default() }).calls_then
     }
 
@@ -93,7 +95,7 @@ impl<'a> Rig<'a> {
     /// Any point of a life that makes so many calls: often a few instructions behind a call, rarely many.
     pub fn anywhere(&mut self, calls: u64) -> Then {
         let scale = 1 + self.random.below(STEPS);
-        Then { calls: self.random.below(calls), steps: self.random.below(scale), blow: Blow::Outside }
+        Then { thread: None, calls: self.random.below(calls), steps: self.random.below(scale), blow: Blow::Outside }
     }
 
     /// One point of the guest's first life, every other time also one of what follows.
@@ -144,6 +146,9 @@ impl<'a> Rig<'a> {
                     let (count, spots) = all.inside.entry(place.call).or_default();
                     *count += 1;
                     spots.insert(place.offset);
+                }
+                if self.number % LOOKED_AT == 1 {
+                    check_maps(life, &seen.mapped);
                 }
                 Struck::Saved
             }
@@ -200,4 +205,14 @@ fn remove(life: &Life<'_>) {
 
 fn inspected(life: &Life<'_>) -> String {
     String::from_utf8_lossy(&life.store.call("inspect", &[&life.name]).stdout).into_owned()
+}
+
+/// What `inspect` says is mapped, the mapping table being in the middle of a change or not, is what the kernel had.
+fn check_maps(life: &Life<'_>, mapped: &[String]) {
+    let shown = life.store.call("inspect", &[&life.name, "maps"]);
+    let text = String::from_utf8_lossy(&shown.stdout);
+    let found: Vec<_> = text.lines().filter_map(|line| line.get(..mapped.first()?.len())).collect();
+    if shown.status != 0 || found != mapped {
+        life.wrong(&format!("has {mapped:#?} mapped, but inspect says\n{text}{}", shown.stderr));
+    }
 }

@@ -20,7 +20,9 @@ const SYSCALL: u64 = 0x050f;
 /// A moment in a run of a program: see `tracer::Then`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
-    /// Calls that the process has made.
+    /// The thread.
+    pub thread: usize,
+    /// Calls that it has made.
     pub calls: u64,
     /// Instructions behind the last of them.
     pub steps: u64,
@@ -70,9 +72,9 @@ impl Scan {
         &self.found
     }
 
-    /// A thread is stepped from now on, which has ended a call: so many have been made.
-    pub fn begin(&mut self, pid: Pid, calls: u64) {
-        self.threads.entry(pid).or_default().at = Some(Point { calls, steps: 0 });
+    /// A thread is stepped from now on, which has ended a call: it is there.
+    pub fn begin(&mut self, pid: Pid, point: Point) {
+        self.threads.entry(pid).or_default().at = Some(point);
     }
 
     /// Whether a thread is stepped.
@@ -90,7 +92,7 @@ impl Scan {
         }
         let thread = self.threads.entry(pid).or_default();
         let Some(point) = thread.at else { return Ok(()) };
-        thread.at = Some(Point { calls: point.calls, steps: point.steps + 1 });
+        thread.at = Some(Point { steps: point.steps + 1, ..point });
         let Some(Place { offset, call }) = place else {
             self.program(pid, point);
             return Ok(());

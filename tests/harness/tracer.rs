@@ -15,7 +15,7 @@
 #![allow(unsafe_code)]
 
 use crate::outside::{self, Gate, Place};
-use crate::scan::Scan;
+use crate::scan::{Point, Scan};
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
@@ -52,7 +52,9 @@ pub struct Script {
 /// after the beginning of its life), and so many instructions later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Then {
-    /// Calls that any of the program's threads have ended.
+    /// The thread whose calls are counted: how many had ended a call before its first. `None`: those of all threads are.
+    pub thread: Option<usize>,
+    /// Calls that have been ended.
     pub calls: u64,
     /// Instructions of the thread that ended the last of them.
     pub steps: u64,
@@ -84,6 +86,8 @@ pub struct Watched {
     pub calls_then: u64,
     /// Where in the gate the thread was that was saved from outside.
     pub saved_in: Option<Place>,
+    /// What it had mapped then, see `outside::Saved`.
+    pub mapped: Vec<String>,
     /// Why it could not be.
     pub refused: Option<String>,
     /// What was found, if every instruction was looked at.
@@ -115,6 +119,8 @@ struct Tracer {
     script: Script,
     /// Its gate, once it is alive.
     gate: Option<Gate>,
+    /// Calls that its threads have ended.
+    made: Vec<(Pid, u64)>,
     /// The thread that is stepped, and how many instructions are left.
     stepped: Option<(Pid, u64)>,
     seen: Watched,
@@ -133,7 +139,8 @@ pub fn watch(launcher: u32, script: Script, limit: Duration, go: impl FnOnce()) 
     ptrace::seize(root, all)?;
     go();
     let seen = Watched { scan: script.scan.then(Scan::default), ..Watched::default() };
-    let mut tracer = Tracer { root, program: None, threads: Vec::new(), script, gate: None, stepped: None, seen };
+    let mut tracer =
+        Tracer { root, program: None, threads: Vec::new(), script, gate: None, made: Vec::new(), stepped: None, seen };
     let end = Instant::now() + limit;
     let mut quiet = 0;
     while Instant::now() < end {
@@ -259,30 +266,45 @@ impl Tracer {
 
     /// A call has ended: begins to step, if it was the one.
     fn ended(&mut self, pid: Pid) -> nix::Result<()> {
-        if self.seen.scan.is_some() && self.lives(pid) {
-            self.seen.calls_then += 1;
-            return self.look(pid, Some(self.seen.calls_then - 1));
-        }
-        let begins = self.follows() && self.counting() && self.stepped.is_none();
-        let Some(then) = self.script.then.filter(|_| begins) else {
-            return self.go_on(pid, 0);
-        };
-        if then.blow == Blow::Outside && !self.lives(pid) {
+        let scans = self.seen.scan.is_some();
+        let begins = scans || self.follows() && self.counting() && self.stepped.is_none();
+        let outside = scans || self.script.then.is_some_and(|then| then.blow == Blow::Outside);
+        if !begins || outside && !self.lives(pid) {
             return self.go_on(pid, 0);
         }
         self.seen.calls_then += 1;
-        if self.seen.calls_then <= then.calls {
+        let (thread, calls) = self.count(pid);
+        if scans {
+            return self.look(pid, Some(Point { thread, calls: calls - 1, steps: 0 }));
+        }
+        let Some(then) = self.script.then else { return self.go_on(pid, 0) };
+        let due = match then.thread {
+            Some(wanted) => wanted == thread && calls > then.calls,
+            None => self.seen.calls_then > then.calls,
+        };
+        if !due {
             return self.go_on(pid, 0);
         }
         self.stepped = Some((pid, then.steps));
         self.step(pid)
     }
 
+    /// Which thread has ended a call, and how many that makes.
+    fn count(&mut self, pid: Pid) -> (usize, u64) {
+        let known = self.made.iter().position(|(thread, _)| *thread == pid);
+        let index = known.unwrap_or_else(|| {
+            self.made.push((pid, 0));
+            self.made.len() - 1
+        });
+        self.made[index].1 += 1;
+        (index, self.made[index].1)
+    }
+
     /// Looks at the instruction that comes next, and steps over it.
-    fn look(&mut self, pid: Pid, begins: Option<u64>) -> nix::Result<()> {
+    fn look(&mut self, pid: Pid, begins: Option<Point>) -> nix::Result<()> {
         let (Some(scan), Some(gate)) = (&mut self.seen.scan, &self.gate) else { return self.go_on(pid, 0) };
-        if let Some(calls) = begins {
-            scan.begin(pid, calls);
+        if let Some(point) = begins {
+            scan.begin(pid, point);
         }
         scan.look(gate, pid)?;
         self.go_on(pid, 0)
@@ -311,7 +333,7 @@ impl Tracer {
     fn save(&mut self, program: Pid, pid: Pid) -> nix::Result<()> {
         match outside::save(program, pid) {
             Ok(saved) => {
-                self.seen.saved_in = saved.place;
+                (self.seen.saved_in, self.seen.mapped) = (saved.place, saved.mapped);
                 go_on_with(libc::PTRACE_CONT, saved.leader, 0)
             }
             Err(why) => {

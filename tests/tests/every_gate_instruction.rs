@@ -43,8 +43,8 @@ fn check(section: &str, calls: &[i64]) {
     found.retain(|call, _| calls.contains(&(*call as i64)));
     let missing: Vec<_> = calls.iter().filter(|call| !found.contains_key(&(**call as u64))).collect();
     assert!(missing.is_empty(), "the guest does not make the calls {missing:?}");
-    for Point { calls, steps } in choose(&found) {
-        rig.point(Then { calls, steps, blow: Blow::Outside });
+    for Point { thread, calls, steps } in choose(&found) {
+        rig.point(Then { thread: Some(thread), calls, steps, blow: Blow::Outside });
     }
     let seen = &rig.seen;
     println!("{section}: {} saved, {} of them in a second life, {} too late", seen.saved, seen.again, seen.late);

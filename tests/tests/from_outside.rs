@@ -14,7 +14,7 @@ fn points() -> u64 {
 fn only() -> Option<Then> {
     let text = std::env::var("ZHUQUE_POINT").ok()?;
     let (calls, steps) = text.split_once(',')?;
-    Some(Then { calls: calls.parse().ok()?, steps: steps.parse().ok()?, blow: Blow::Outside })
+    Some(Then { thread: None, calls: calls.parse().ok()?, steps: steps.parse().ok()?, blow: Blow::Outside })
 }
 
 fn check(guest: &Guest) {

@@ -1,35 +1,28 @@
 //! `zhuque inspect`: what a region holds.
 //!
-//! A region is untrusted: everything goes through `control` (copies, bounds, checksums) and the checked mapping
-//! table of `zhuque-model`. While the program runs its tables change under our eyes; they are read again until they
-//! hold together.
+//! A region is untrusted: everything goes through `control` (copies, bounds, checksums). Neighbours: `mappings` (what is
+//! mapped), `describe` (records of the journal).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::mem::{offset_of, size_of};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{anyhow, bail};
-use nix::fcntl::OFlag;
+use anyhow::anyhow;
 use serde_json::{Value, json};
 use zhuque_abi::header::Globals;
 use zhuque_abi::journal::Record;
 use zhuque_abi::layout::*;
-use zhuque_abi::maps::{Kind, flag};
 use zhuque_abi::slot::{Retry, Saved, Slot, state};
-use zhuque_model::maptree::{MapView, Mapping};
 
 use crate::commands::describe::{self, frame};
+use crate::commands::mappings::{self, Mapped};
 use crate::control::{Summary, text, u32_at, u64_at};
 use crate::flags::{Inspect, What};
 use crate::region::{Region, State};
 use crate::render::{self, Table};
 use crate::store::Store;
 use crate::{process, report};
-
-/// How often a table that changes is read again.
-const TRIES: usize = 20;
 
 /// Shows a region or a part of it.
 pub fn inspect(store: Option<&Path>, flags: &Inspect) -> anyhow::Result<i32> {
@@ -40,7 +33,8 @@ pub fn inspect(store: Option<&Path>, flags: &Inspect) -> anyhow::Result<i32> {
         None => whole(&region, &summary),
         Some(What::Maps) => {
             vouched(&region, &summary)?;
-            maps(&region)?
+            let all = mappings::of(&region, &summary)?;
+            (mappings::json(&all), mappings::lines(&all))
         }
         Some(What::Threads) => {
             vouched(&region, &summary)?;
@@ -66,8 +60,8 @@ fn whole(region: &Region, summary: &Summary) -> (Value, String) {
         Some(program) => process::threads(program.pid) as u64,
         None => summary.threads.into(),
     };
-    let mappings = { vouched(region, summary) }.and_then(|()| mappings(region));
-    let mappings = mappings.map_or_else(|error| error.to_string(), |all| by_kind(&all));
+    let mappings = { vouched(region, summary) }.and_then(|()| mappings::of(region, summary));
+    let mappings = mappings.map_or_else(|error| error.to_string(), |all| mappings::by_kind(&all));
     let value = json!({
         "name": region.name(),
         "path": region.path().to_string_lossy(),
@@ -119,122 +113,9 @@ fn whole(region: &Region, summary: &Summary) -> (Value, String) {
     (value, out)
 }
 
-/// `3 files, 12 region (1.2 GiB), ...`
-fn by_kind(all: &[Mapping]) -> String {
-    let mut kinds = BTreeMap::<&str, (u64, u64)>::new();
-    for mapping in all {
-        let (number, bytes) = kinds.entry(kind_name(mapping.attr.kind)).or_default();
-        *number += 1;
-        *bytes = bytes.saturating_add(mapping.bytes());
-    }
-    let parts: Vec<_> = { kinds.iter() }
-        .map(|(kind, (number, bytes))| format!("{number} {kind} ({})", render::bytes(*bytes)))
-        .collect();
-    if parts.is_empty() { "none".into() } else { parts.join(", ") }
-}
-
 /// Whether the tables of a saved region are what was saved; nothing of them is decoded before.
 fn vouched(region: &Region, summary: &Summary) -> anyhow::Result<()> {
     region.control().check_tables(summary).map_err(|error| anyhow!("{}: damaged: {error}", region.name()))
-}
-
-/// The mapping table, once it holds together.
-fn mappings(region: &Region) -> anyhow::Result<Vec<Mapping>> {
-    let name = region.name();
-    let mut why = "";
-    for _ in 0..TRIES {
-        let globals = region.control().globals()?;
-        let (head, nodes) = region.control().mappings(&globals).map_err(|e| anyhow!("{name}: damaged: {e}"))?;
-        // Nodes that are not used yet are not read; for the check they exist.
-        let view = MapView::new(&head, &nodes);
-        match view.check() {
-            Ok(()) => return Ok(view.iter().collect()),
-            Err(error) => why = error,
-        }
-        if !region.is_busy() {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    bail!("{name}: {why}")
-}
-
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Free => "free",
-        Kind::Region => "region",
-        Kind::Reserve => "reserved",
-        Kind::FilePrivate => "file",
-        Kind::FileShared => "shared file",
-        Kind::Control => "control",
-        Kind::Volatile => "volatile",
-        Kind::Headroom => "headroom",
-    }
-}
-
-/// `inspect NAME maps`
-fn maps(region: &Region) -> anyhow::Result<(Value, String)> {
-    let mut files = HashMap::new();
-    let mut out = String::new();
-    let mut values = Vec::new();
-    for mapping in mappings(region)? {
-        let attr = mapping.attr;
-        let file = attr.has_file().then(|| {
-            let path = files.entry(attr.file).or_insert_with(|| {
-                let path = region.control().mapped_file(attr.file);
-                path.unwrap_or_else(|error| error.to_string())
-            });
-            path.clone()
-        });
-        let protection = protection(attr.prot);
-        let flags = flag_names(attr.flags);
-        let _ = writeln!(
-            out,
-            "{:012x}-{:012x} {protection} {:<11} {:>9} {}",
-            mapping.start,
-            mapping.end,
-            kind_name(attr.kind),
-            render::bytes(mapping.bytes()),
-            [file.as_ref().map_or_else(String::new, |file| format!("{file}+{:#x}", attr.offset)), flags.join(","),]
-                .join(" ")
-                .trim(),
-        );
-        values.push(json!({
-            "start": format!("{:#x}", mapping.start),
-            "end": format!("{:#x}", mapping.end),
-            "bytes": mapping.bytes(),
-            "protection": protection,
-            "kind": kind_name(attr.kind),
-            "file": file,
-            "offset": attr.offset,
-            "flags": flags,
-        }));
-    }
-    let out: String = out.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    Ok((Value::Array(values), out))
-}
-
-fn protection(bits: u8) -> String {
-    let bits = i32::from(bits);
-    [(libc::PROT_READ, 'r'), (libc::PROT_WRITE, 'w'), (libc::PROT_EXEC, 'x')]
-        .map(|(bit, letter)| if bits & bit == 0 { '-' } else { letter })
-        .iter()
-        .collect()
-}
-
-fn flag_names(flags: u16) -> Vec<&'static str> {
-    [
-        (flag::PATCHED, "patched"),
-        (flag::DONTFORK, "dontfork"),
-        (flag::WIPEONFORK, "wipeonfork"),
-        (flag::LOCKED, "locked"),
-        (flag::FROM_FILE, "from-file"),
-        (flag::STACK, "stack"),
-        (flag::GROWSDOWN, "growsdown"),
-    ]
-    .into_iter()
-    .filter_map(|(bit, name)| (flags & bit != 0).then_some(name))
-    .collect()
 }
 
 /// One thread's slot.
@@ -257,7 +138,7 @@ fn call_name(number: u64) -> String {
 
 /// `inspect NAME threads`
 fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)> {
-    let all = mappings(region).unwrap_or_default();
+    let all = mappings::of(region, summary).unwrap_or_default();
     let globals = region.control().globals()?;
     let slots = (u32_at(&globals, offset_of!(Globals, slots)) as usize).min(MAX_THREADS);
     let mut table = Table::new(&["SLOT", "THREAD", "STATE", "NAME", "CALL", "AT"]);
@@ -268,7 +149,7 @@ fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)
         if thread.state == "free" {
             continue;
         }
-        let place = thread.saved.map(|(rip, _)| place(region, &all, rip));
+        let place = thread.saved.map(|(rip, _)| mappings::place(&all, rip));
         table.row(vec![
             index.to_string(),
             thread.virtual_tid.to_string(),
@@ -293,10 +174,10 @@ fn threads(region: &Region, summary: &Summary) -> anyhow::Result<(Value, String)
 }
 
 /// Decodes a slot.
-fn thread(region: &Region, summary: &Summary, all: &[Mapping], index: usize, bytes: &[u8]) -> Thread {
+fn thread(region: &Region, summary: &Summary, all: &[Mapped], index: usize, bytes: &[u8]) -> Thread {
     let saved = offset_of!(Slot, saved);
     let context = u64_at(bytes, saved + offset_of!(Saved, frame));
-    let register = |offset: u64| guest_word(region, summary, all, context.checked_add(offset)?);
+    let register = |offset: u64| mappings::word(region, summary, all, context.checked_add(offset)?);
     let frame = match context {
         0 => None,
         _ => register(frame::RIP).zip(register(frame::RSP)),
@@ -319,40 +200,6 @@ fn thread(region: &Region, summary: &Summary, all: &[Mapping], index: usize, byt
         saved: frame,
         fs_base: u64_at(bytes, saved + offset_of!(Saved, fs_base)),
     }
-}
-
-/// The word at an address of the program's, from the control file or a slice; `None` if it is nowhere.
-fn guest_word(region: &Region, summary: &Summary, all: &[Mapping], address: u64) -> Option<u64> {
-    let mut word = [0; 8];
-    let inside = address.checked_sub(summary.base).filter(|offset| *offset < CONTROL_BYTES);
-    if let Some(offset) = inside {
-        region.control().file().read_exact_at(&mut word, offset).ok()?;
-        return Some(u64::from_le_bytes(word));
-    }
-    let mapping = find(all, address)?;
-    if mapping.attr.kind != Kind::Region {
-        return None;
-    }
-    let (slice, offset) = slice_of(address);
-    let file = region.open_file(&format!("{SLICE_PREFIX}{slice:02}"), OFlag::O_RDONLY).ok()?;
-    file.read_exact_at(&mut word, offset).ok()?;
-    Some(u64::from_le_bytes(word))
-}
-
-/// The mapping that holds an address.
-fn find(all: &[Mapping], address: u64) -> Option<&Mapping> {
-    let index = all.partition_point(|mapping| mapping.end <= address);
-    all.get(index).filter(|mapping| mapping.start <= address)
-}
-
-/// `/lib/libc.so.6+0x1234`, or the bare address.
-fn place(region: &Region, all: &[Mapping], address: u64) -> String {
-    let Some(mapping) = find(all, address).filter(|mapping| mapping.attr.has_file()) else {
-        return format!("{address:#x}");
-    };
-    let file = region.control().mapped_file(mapping.attr.file);
-    let offset = (address - mapping.start).wrapping_add(mapping.attr.offset);
-    format!("{}+{offset:#x}", file.unwrap_or_default())
 }
 
 /// `inspect NAME fds`

@@ -8,6 +8,7 @@ mod describe;
 mod fail;
 mod inspect;
 mod ls;
+mod mappings;
 mod resume;
 mod rm;
 
