@@ -87,6 +87,12 @@ pub fn scratch() -> (u64, u64) {
     (base() + LIFE_OFFSET + LIFE_SCRATCH, LIFE_SCRATCH_BYTES)
 }
 
+/// Which life this is. Read again each time: a thread that is saved from outside goes on in another one.
+pub fn generation() -> u64 {
+    // SAFETY: the life area is mapped as long as the process lives; nobody writes this word once threads run.
+    unsafe { core::ptr::read_volatile(&raw const life().generation) }
+}
+
 /// The slot with number `index`.
 pub fn slot(index: usize) -> *mut Slot {
     (base() + SLOTS_OFFSET + index as u64 * SLOT_STRIDE) as *mut Slot

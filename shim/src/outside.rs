@@ -88,7 +88,7 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
     for entry in maps::entries(text).filter(|entry| !control::is_ours(entry.start) && !of_this_life(entry)) {
         mappings.describe(journal, &entry)?;
     }
-    Ok(())
+    mappings.note_kept(journal)
 }
 
 /// The kernel's own: vdso and its variables, the page of the old system calls.
@@ -129,11 +129,12 @@ impl Mappings<'_> {
             && stat.st_ino == entry.inode
         {
             let identity = [stat.st_dev, stat.st_ino, stat.st_size as u64, mtime_ns(&stat)];
-            let writable = shared && listed(entry).any(|(_, file)| read_write(file));
+            let writable = shared
+                && (entry.prot & libc::PROT_WRITE as u64 != 0 || listed(entry).any(|(_, file)| read_write(file)));
             return put(journal, Backing::File { path: entry.name, identity, offset, shared, writable });
         }
         let record = self.keep(journal, entry)?;
-        let path = record.path.get(..record.path_bytes as usize).unwrap_or(&[]);
+        let path = mapped_files::path_of(&record);
         let identity = [record.device, record.inode, record.size, record.mtime_ns];
         put(journal, Backing::File { path, identity, offset, shared, writable: shared })
     }
@@ -149,20 +150,52 @@ impl Mappings<'_> {
         self.inodes.iter().enumerate().find(is_slice).map(|(index, _)| index as u32)
     }
 
-    /// Gives a mapped file without a name one in the region: the record says which. The file table stays as it is.
+    /// Gives a mapped file without a name one in the region: the record says which.
     fn keep(&mut self, journal: &Journal, entry: &Entry<'_>) -> Result<FileRecord, Failure> {
         let unknown = Failure::about(entry.name).text(b"mapped, and not known by name");
         let (index, mut record) = listed(entry).next().map(|(index, file)| (index, *file)).ok_or(unknown)?;
         let there = core::mem::replace(&mut self.kept[index], true);
+        self.name(journal, index, &mut record, there)?;
+        Ok(record)
+    }
+
+    /// Writes the name of what the table knows as `record` into it. `there`: the content is under that name already.
+    fn name(&self, journal: &Journal, index: usize, record: &mut FileRecord, there: bool) -> Result<(), Failure> {
+        let inode = record.inode;
         let parts = |each: &mut dyn FnMut(Part) -> Result<(), Errno>| {
-            maps::entries(self.text).filter(|other| other.inode == entry.inode).try_for_each(|part| {
+            maps::entries(self.text).filter(|other| other.inode == inode).try_for_each(|part| {
                 let readable = part.shared && part.prot & 1 != 0;
                 each(Part { start: part.start, bytes: part.end - part.start, offset: part.offset, readable })
             })
         };
-        mapped_files::keep(index as u32, &mut record, journal.written(), there, &parts)
-            .map_err(|error| Failure::about(entry.name).text(b"mapped, and cannot be kept: ").errno(error))?;
-        Ok(record)
+        let kept = mapped_files::keep(index as u32, record, journal.written(), there, &parts);
+        let failed = Failure::about(mapped_files::path_of(record)).text(b"mapped, and cannot be kept: ");
+        kept.map_err(|error| failed.errno(error))
+    }
+
+    /// Enters the names into the file table: those files are what the next life has mapped, or maps next, if a thread was
+    /// just about to. Who was stopped in the middle of a change of the table was adding to it (`memory_files::enter`).
+    fn note_kept(mut self, journal: &Journal) -> Result<(), Failure> {
+        // SAFETY: everything stands still.
+        let (files, used) = unsafe { (control::files(), (*control::globals()).files as usize) };
+        let files = files.get_mut(1..=used).unwrap_or(&mut []);
+        mapped_files::each_kept(journal.written(), &mut |_, stat| {
+            let same = |file: &FileRecord| (file.device, file.inode) == (stat.st_dev, stat.st_ino);
+            if let Some(index) = files.iter().position(same) {
+                self.kept[index + 1] = true;
+            }
+        });
+        for index in (0..files.len()).filter(|&index| self.kept[index + 1]) {
+            let (old, mut record) = (files[index], files[index]);
+            self.name(journal, index + 1, &mut record, true)?;
+            // One file may have been opened in several ways.
+            for file in &mut files[index..] {
+                if (file.device, file.inode) == (old.device, old.inode) {
+                    *file = FileRecord { access: file.access, ..record };
+                }
+            }
+        }
+        Ok(())
     }
 }
 

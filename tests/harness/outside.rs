@@ -42,9 +42,8 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
         let mut capture = Capture::of(&gate.control).map_err(|error| error.to_string())?;
         match take(&mut capture, &threads)? {
             true => {
-                let mapped = gate.mapped(program, threads[0])?;
                 let leader = capture.lead().map_err(|error| error.to_string())?;
-                return Ok(Saved { leader, place, mapped });
+                return Ok(Saved { leader, place, mapped: gate.mapped(program, leader)? });
             }
             false if Instant::now() > end => return Err("a thread of it is being revived all the time".to_owned()),
             false => {}

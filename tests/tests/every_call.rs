@@ -106,11 +106,13 @@ guests! {
     execs_of_the_program: "execs" "3";
     open_files: "files" "2";
     forks: "fork" "1";
+    calls_that_the_gate_keeps_books_of: "gate" "1";
     internet_sockets: "inet" "2";
     signals_that_come_late: "late" "2" "1000";
     memory: "memory" "300";
     a_main_thread_that_has_ended: "leader" "20";
     unix_sockets: "locals" "2";
+    many_mappings: "manymaps" "600" "2";
     mapped_files_and_memfds: "mapped" "2";
     what_a_process_has_given_up: "privileges" "10";
     pipes_and_fifos: "pipes" "2";

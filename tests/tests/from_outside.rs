@@ -1,13 +1,13 @@
 //! A failure at any instruction, those of the gate included, that is saved from outside (`zhuque_tests::points`).
 //!
-//! Points are a call that the process makes and an instruction behind it. `ZHUQUE_POINTS` says how many (default 60).
+//! Points are a call that the process makes and an instruction behind it. `ZHUQUE_POINTS` says how many (default 30).
 
 use zhuque_tests::Guest;
 use zhuque_tests::points::{self, Rig, Seen};
 use zhuque_tests::tracer::{Blow, Then};
 
 fn points() -> u64 {
-    std::env::var("ZHUQUE_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+    std::env::var("ZHUQUE_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
 }
 
 /// `ZHUQUE_POINT=CALLS,STEPS`: this point only.
@@ -54,9 +54,18 @@ guests! {
     cancelled_threads: "cancel" "2";
     clocks: "clocks" "100";
     children_that_end: "ended" "2";
+    descriptors_of_events: "events" "1";
     forks: "fork" "1";
+    internet_sockets: "inet" "1";
     signals_that_come_late: "late" "2" "1000";
+    many_mappings: "manymaps" "300" "1";
+    mapped_files_and_memfds: "mapped" "1";
     memory: "memory" "300";
+    open_files: "files" "1";
+    pipes_and_fifos: "pipes" "1";
+    attributes_and_pending_signals: "process" "1";
+    what_a_process_has_given_up: "privileges" "10";
+    pseudo_terminals: "terminals" "1";
     a_main_thread_that_has_ended: "leader" "20";
     its_own_sigpwr: "power" "3";
     recovery_handlers: "recovery" "10";
@@ -64,6 +73,7 @@ guests! {
     signals: "signals" "1";
     threads: "threads" "4" "20";
     timers: "timers" "2";
+    unix_sockets: "locals" "1";
     vector_registers: "vectors" "50";
     vforks: "vforks" "2";
     waits: "waits" "1";

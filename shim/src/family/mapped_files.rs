@@ -40,7 +40,8 @@ pub fn refresh(journal: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn path_of(record: &FileRecord) -> &[u8] {
+/// A file's path, as the table has it.
+pub fn path_of(record: &FileRecord) -> &[u8] {
     record.path.get(..record.path_bytes as usize).unwrap_or(&[])
 }
 
@@ -112,23 +113,32 @@ pub fn keep(index: u32, record: &mut FileRecord, journal: &[u8], there: bool, pa
 
 /// The name under which a descriptor of the same file has been kept.
 fn kept_descriptor<'j>(journal: &'j [u8], record: &FileRecord) -> Option<&'j [u8]> {
+    let mut found = None;
+    each_kept(journal, &mut |name, stat| {
+        if found.is_none() && (stat.st_dev, stat.st_ino) == (record.device, record.inode) {
+            found = Some(name);
+        }
+    });
+    found
+}
+
+/// Calls `each` with the name of every file that was kept because of a descriptor, and what it is.
+pub fn each_kept<'j>(journal: &'j [u8], each: &mut dyn FnMut(&'j [u8], &libc::stat)) {
     let mut latest: (u32, &[u8]) = (0, &[]);
-    for found in Records::new(journal).flatten() {
-        match found {
+    for record in Records::new(journal).flatten() {
+        match record {
             Record::Description(description) => {
                 let Object::File { kept, .. } = description.object else { continue };
                 latest = (description.id, kept);
             }
             Record::Descriptor { fd, description, .. } if description == latest.0 && !latest.1.is_empty() => {
-                let stat = fs::stat_fd(fd).ok()?;
-                if stat.st_dev == record.device && stat.st_ino == record.inode {
-                    return Some(latest.1);
+                if let Ok(stat) = fs::stat_fd(fd) {
+                    each(latest.1, &stat);
                 }
             }
             _ => {}
         }
     }
-    None
 }
 
 /// Writes every mapped part of a file to `file`.

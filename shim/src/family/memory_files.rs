@@ -50,6 +50,8 @@ pub fn enter(mut record: FileRecord, path: impl FnOnce(&mut [u8]) -> Result<usiz
         return Err(Errno(libc::ENFILE));
     }
     files[index] = record;
+    // Who is saved from outside in between has not entered it.
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::Release);
     *used = index as u32;
     Ok(index as u32)
 }

@@ -3,6 +3,7 @@
 
 use super::memory::{Memory, fresh_slices, full, not_ours, punch, region, shared, unmap};
 use super::memory_files::file_of;
+use crate::control;
 use crate::gate::{Result64, error};
 use zhuque_abi::layout::{PAGE, TASK_SIZE, page_down, page_up};
 use zhuque_abi::maps::{Kind, flag};
@@ -150,6 +151,7 @@ fn map_anonymous(memory: &mut Memory, place: u64, request: &Request, fixed: i32)
 
 /// A mapping of a file.
 fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> Result<Attr, Errno> {
+    let mut life = control::generation();
     let stat = fs::stat_fd(request.fd)?;
     let private = request.flags & MAP_TYPE == MAP_PRIVATE;
     if stat.st_mode & libc::S_IFMT == libc::S_IFCHR {
@@ -161,7 +163,12 @@ fn map_file(memory: &mut Memory, place: u64, request: &Request, fixed: i32) -> R
         crate::gate::say_refused(libc::SYS_mmap as u64, b"mmap of a device", b"its memory cannot be kept");
         return error(libc::ENODEV);
     }
-    let file = file_of(request.fd, &stat)?;
+    let mut file = file_of(request.fd, &stat)?;
+    // In another life a file without a name is another file, and a save from outside looks only at what is in the table.
+    while control::generation() != life {
+        life = control::generation();
+        file = file_of(request.fd, &fs::stat_fd(request.fd)?)?;
+    }
     let end = place + request.bytes;
     if fixed == libc::MAP_FIXED
         && memory.tree.range(place, end).any(|run| matches!(run.attr.kind, Kind::Region | Kind::Headroom))
