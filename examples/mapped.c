@@ -8,7 +8,7 @@
 
 enum { PAGE = 4096, BYTES = 4 * PAGE };
 static int loose, beside, mapped_file, sealed, reader, named, gone, backing;
-static char *of_memfd, *of_named, *of_gone, *anonymous, *private, *read_only_view, *of_zero, *private_read, *future;
+static char *of_memfd, *of_named, *of_gone, *anonymous, *private, *read_only_view, *of_zero, *private_read, *future, *grown;
 
 static char *map(int prot, int flags, int file, off_t offset) {
     char *at = mmap(NULL, BYTES, prot, flags, file, offset);
@@ -42,6 +42,12 @@ static void set_up_memfds(void) {
     CHECK(writable >= 0 && ftruncate(writable, BYTES) == 0);
     future = map(PROT_READ | PROT_WRITE, MAP_SHARED, writable, 0);
     CHECK(close(writable) == 0);
+    /* Longer than it was when it was mapped. */
+    int growing = memfd_create("growing", 0);
+    CHECK(growing >= 0 && ftruncate(growing, PAGE) == 0);
+    grown = map(PROT_READ | PROT_WRITE, MAP_SHARED, growing, 0);
+    CHECK(ftruncate(growing, BYTES) == 0 && close(growing) == 0);
+    strcpy(grown + 3 * PAGE, "grown");
 }
 
 static void set_up(void) {
@@ -134,7 +140,7 @@ static void check_shared(long round) {
     CHECK(status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGPWR));
     if (status == 0) CHECK(anonymous[9] == 1);
     anonymous[9] = 0;
-    CHECK(memcmp(read_only_view, "constant", 8) == 0);
+    CHECK(memcmp(read_only_view, "constant", 8) == 0 && strcmp(grown + 3 * PAGE, "grown") == 0);
 }
 
 int main(int count, char **values) {

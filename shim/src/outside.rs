@@ -84,7 +84,8 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8]) -> Result<(), Failure
     for (inode, &fd) in inodes.iter_mut().zip(&control::life().descriptors.slices) {
         *inode = fs::stat_fd(fd).map_err(failed)?.st_ino;
     }
-    let mut mappings = Mappings { text, inodes, kept: [false; MAX_FILES] };
+    let descriptors = journal.written().len();
+    let mut mappings = Mappings { text, inodes, descriptors, kept: [false; MAX_FILES] };
     for entry in maps::entries(text).filter(|entry| !control::is_ours(entry.start) && !of_this_life(entry)) {
         mappings.describe(journal, &entry)?;
     }
@@ -102,6 +103,8 @@ struct Mappings<'t> {
     text: &'t [u8],
     /// Of the slices.
     inodes: [u64; SLICES],
+    /// Bytes of the journal's part with the descriptors.
+    descriptors: usize,
     /// Files of the file table that have been given a name.
     kept: [bool; MAX_FILES],
 }
@@ -159,16 +162,21 @@ impl Mappings<'_> {
         Ok(record)
     }
 
+    fn descriptors_of<'j>(&self, journal: &'j Journal) -> &'j [u8] {
+        journal.written().get(..self.descriptors).unwrap_or(&[])
+    }
+
     /// Writes the name of what the table knows as `record` into it. `there`: the content is under that name already.
     fn name(&self, journal: &Journal, index: usize, record: &mut FileRecord, there: bool) -> Result<(), Failure> {
-        let inode = record.inode;
+        let number = index;
         let parts = |each: &mut dyn FnMut(Part) -> Result<(), Errno>| {
-            maps::entries(self.text).filter(|other| other.inode == inode).try_for_each(|part| {
+            let ours = |other: &Entry<'_>| listed(other).any(|(index, _)| index == number);
+            maps::entries(self.text).filter(ours).try_for_each(|part| {
                 let readable = part.shared && part.prot & 1 != 0;
                 each(Part { start: part.start, bytes: part.end - part.start, offset: part.offset, readable })
             })
         };
-        let kept = mapped_files::keep(index as u32, record, journal.written(), there, &parts);
+        let kept = mapped_files::keep(index as u32, record, self.descriptors_of(journal), there, &parts);
         let failed = Failure::about(mapped_files::path_of(record)).text(b"mapped, and cannot be kept: ");
         kept.map_err(|error| failed.errno(error))
     }
@@ -179,11 +187,12 @@ impl Mappings<'_> {
         // SAFETY: everything stands still.
         let (files, used) = unsafe { (control::files(), (*control::globals()).files as usize) };
         let files = files.get_mut(1..=used).unwrap_or(&mut []);
-        mapped_files::each_kept(journal.written(), &mut |_, stat| {
+        mapped_files::find_kept(self.descriptors_of(journal), &mut |stat| {
             let same = |file: &FileRecord| (file.device, file.inode) == (stat.st_dev, stat.st_ino);
             if let Some(index) = files.iter().position(same) {
                 self.kept[index + 1] = true;
             }
+            false
         });
         for index in (0..files.len()).filter(|&index| self.kept[index + 1]) {
             let (old, mut record) = (files[index], files[index]);
@@ -203,7 +212,14 @@ impl Mappings<'_> {
 fn listed<'e>(entry: &'e Entry<'_>) -> impl Iterator<Item = (usize, &'static FileRecord)> + 'e {
     // SAFETY: everything stands still.
     let (files, used) = unsafe { (control::files(), (*control::globals()).files as usize) };
-    files.iter().enumerate().take(used + 1).skip(1).filter(|(_, file)| file.inode == entry.inode)
+    // Numbers of inodes alone are not enough: memfds and files of a tmpfs all count from small ones.
+    let same = |file: &FileRecord| file.device == entry.device || stem(mapped_files::path_of(file)) == stem(entry.name);
+    files.iter().enumerate().take(used + 1).skip(1).filter(move |(_, file)| file.inode == entry.inode && same(file))
+}
+
+/// A path as it was while the file had its name.
+fn stem(path: &[u8]) -> &[u8] {
+    path.strip_suffix(b" (deleted)").unwrap_or(path)
 }
 
 fn read_write(file: &FileRecord) -> bool {

@@ -10,13 +10,6 @@ use zhuque_abi::journal::Record;
 use zhuque_abi::slot::state;
 use zhuque_sys::process;
 
-/// Asks for the processors of thread `tid` (0: the caller); what is not there stays zero.
-pub fn affinity(tid: u32, mask: &mut [u8; 128]) {
-    let arguments = [tid as usize, mask.len(), mask.as_mut_ptr() as usize, 0, 0, 0];
-    // SAFETY: the kernel writes at most as many bytes as the mask has.
-    let _ = unsafe { process::other(libc::SYS_sched_getaffinity, arguments) };
-}
-
 /// The first version of struct sched_attr (sched_setattr(2)).
 #[derive(Default)]
 #[repr(C)]
@@ -55,7 +48,7 @@ pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
         }
         let tid = control::life_thread(index).tid.load(Ordering::Acquire);
         let mut mask = [0u8; 128];
-        affinity(tid, &mut mask);
+        process::affinity(tid, &mut mask);
         let Attributes { policy, flags, nice, priority, .. } = attributes(tid);
         // As sched_getscheduler(2) says it, and sched_setscheduler takes it (SCHED_RESET_ON_FORK).
         let policy = policy | if flags & 1 != 0 { 0x4000_0000 } else { 0 };
@@ -73,12 +66,11 @@ pub fn revive(record: &Record<'_>) {
     let Record::Scheduling { thread, nice, policy, priority, affinity } = *record else { return };
     // The main thread does not know itself yet: it is the one that runs here (0).
     let tid = if thread == ids::virtual_pid() { 0 } else { ids::real_thread(thread).unwrap_or(u32::MAX) as usize };
-    // SAFETY: the pointers are to the record's bytes and to a local, with their lengths.
+    if !affinity.is_empty() {
+        let _ = process::set_affinity(tid as u32, affinity);
+    }
+    // SAFETY: the pointers are to locals.
     unsafe {
-        if !affinity.is_empty() {
-            let arguments = [tid, affinity.len(), affinity.as_ptr() as usize, 0, 0, 0];
-            let _ = process::other(libc::SYS_sched_setaffinity, arguments);
-        }
         if policy != 0 {
             let arguments = [tid, policy as usize, &raw const priority as usize, 0, 0, 0];
             let _ = process::other(libc::SYS_sched_setscheduler, arguments);

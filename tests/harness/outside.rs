@@ -20,6 +20,9 @@ const EVENT_STOP: i32 = 128;
 /// How long a thread may take to stop.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// What is said of a program that waits for its newborn child, which stands still because its tracer is busy here.
+pub const FORK: &str = "it is in the middle of a fork";
+
 /// What was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
@@ -35,13 +38,13 @@ pub struct Saved {
 pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
     let mut threads = stop_all(program, vec![stopped])?;
     let gate = Gate::of(program, stopped)?;
-    let registers = ptrace::getregs(stopped).map_err(|error| error.to_string())?;
-    let place = gate.place(&registers)?;
-    let end = Instant::now() + LIMIT;
+    let (end, mut moment) = (Instant::now() + LIMIT, Duration::from_millis(1));
     loop {
         let mut capture = Capture::of(&gate.control).map_err(|error| error.to_string())?;
+        let place = ptrace::getregs(stopped).map_err(|error| error.to_string()).and_then(|found| gate.place(&found));
         match take(&mut capture, &threads)? {
             true => {
+                let place = place?;
                 let leader = capture.lead().map_err(|error| error.to_string())?;
                 return Ok(Saved { leader, place, mapped: gate.mapped(program, leader)? });
             }
@@ -51,7 +54,9 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
         for &tid in &threads {
             let _ = ptrace::cont(tid, None);
         }
-        std::thread::sleep(Duration::from_millis(1));
+        // Longer each time: on a busy machine a thread may not have run at all.
+        std::thread::sleep(moment);
+        moment *= 2;
         threads = stop_all(program, Vec::new())?;
     }
 }
@@ -59,11 +64,17 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
 /// Takes every thread. False: one is being revived.
 fn take(capture: &mut Capture<'_>, threads: &[Pid]) -> Result<bool, String> {
     for &tid in threads {
+        match capture.check(tid) {
+            Ok(()) => {}
+            Err(Error::Early) => return Ok(false),
+            Err(error) => return Err(format!("thread {tid}: {error}")),
+        }
+    }
+    for &tid in threads {
         match capture.thread(tid, None) {
             Ok(Taken::Slot(_)) => {}
             Ok(Taken::Gone) if threads.len() == 1 => return Err("the last thread is on its way out".to_owned()),
             Ok(Taken::Gone) => let_end(tid)?,
-            Err(Error::Early) => return Ok(false),
             Err(error) => return Err(format!("thread {tid}: {error}")),
         }
     }
@@ -180,6 +191,13 @@ fn let_end(tid: Pid) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a thread is in vfork(2), where nothing but its child's exec or end lets it stop.
+fn waits_for_child(tid: Pid) -> bool {
+    let children = fs::read_to_string(format!("/proc/{tid}/task/{tid}/children")).unwrap_or_default();
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    !children.trim().is_empty() && stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+}
+
 /// Stops one thread, between any two of its instructions; false if it has ended.
 fn stop(tid: Pid) -> Result<bool, String> {
     let request = |request: libc::c_uint, signal: i32| {
@@ -191,10 +209,13 @@ fn stop(tid: Pid) -> Result<bool, String> {
         Ok(_) | Err(Errno::ESRCH | Errno::EIO) => {}
         Err(error) => return Err(format!("cannot interrupt {tid}: {error}")),
     }
-    let end = Instant::now() + LIMIT;
-    while Instant::now() < end {
+    let began = Instant::now();
+    while began.elapsed() < LIMIT {
         if has_ended(tid) {
             return Ok(false);
+        }
+        if began.elapsed() > LIMIT / 10 && waits_for_child(tid) {
+            return Err(FORK.to_owned());
         }
         let mut status = 0;
         // SAFETY: writes the status.

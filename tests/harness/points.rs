@@ -7,10 +7,11 @@
 //! Key types: [`Rig`], [`Seen`]. Neighbours: `outside` (the save), `scan` (which points there are).
 
 use crate::command::SAVED;
+use crate::outside::{self, Place};
 use crate::scan::Scan;
 use crate::tracer::{Blow, Script, Then, Watched};
 use crate::{Finished, Guest, Life, Random, Store};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Instructions behind a call that are tried; between two calls there are mostly fewer.
 const STEPS: u64 = 3000;
@@ -32,8 +33,8 @@ pub struct Seen {
     pub refused: u64,
     /// Recovery handlers that have run.
     pub recovered: u64,
-    /// By the number of the call in whose gate the thread was: how often, and at which instructions.
-    pub inside: BTreeMap<u64, (u64, BTreeSet<u64>)>,
+    /// By the number of the call in whose gate the thread was, as far as the gate had noted that: how often.
+    pub inside: BTreeMap<u64, u64>,
 }
 
 /// A guest, and what is known of it.
@@ -98,25 +99,25 @@ impl<'a> Rig<'a> {
         Then { thread: None, calls: self.random.below(calls), steps: self.random.below(scale), blow: Blow::Outside }
     }
 
-    /// One point of the guest's first life, every other time also one of what follows.
-    pub fn point(&mut self, then: Then) {
+    /// One point of the guest's first life, every other time also one of what follows. Where in the gate it was.
+    pub fn point(&mut self, then: Then) -> Option<Place> {
         self.number += 1;
         let twice = self.number.is_multiple_of(2);
         let (store, name) = (&self.stores[usize::from(twice)], format!("point-{}", self.number));
         let script = Script { then: Some(then), ..Script::default() };
         let (mut life, seen) = Life::start_watched(store, &name, &self.guest, script);
         match self.struck(&mut life, &seen) {
-            Struck::Saved if twice => return self.again(life),
+            Struck::Saved if twice => self.again(life),
             Struck::Saved => {
                 life.resume();
                 // Only the main thread sleeps.
                 let sleeps = seen.saved_in.is_some_and(|place| place.call == libc::SYS_clock_nanosleep as u64);
-                return self.end(life, sleeps);
+                self.end(life, sleeps);
             }
-            Struck::Ended => {}
-            Struck::Killed => return remove(&life),
+            Struck::Ended => self.end(life, false),
+            Struck::Killed => remove(&life),
         }
-        self.end(life, false);
+        seen.saved_in
     }
 
     /// A resume of what was saved from outside, with a further blow.
@@ -143,17 +144,19 @@ impl<'a> Rig<'a> {
             Watched { status: SAVED, .. } => {
                 all.saved += 1;
                 if let Some(place) = seen.saved_in {
-                    let (count, spots) = all.inside.entry(place.call).or_default();
-                    *count += 1;
-                    spots.insert(place.offset);
+                    *all.inside.entry(place.call).or_default() += 1;
                 }
-                if self.number % LOOKED_AT == 1 {
+                if self.number % LOOKED_AT < 2 {
                     check_maps(life, &seen.mapped);
                 }
                 Struck::Saved
             }
             _ if refused(&["on its way out", "has ended"]) => {
                 all.late += 1;
+                Struck::Killed
+            }
+            _ if refused(&[outside::FORK]) => {
+                all.refused += 1;
                 Struck::Killed
             }
             Watched { struck: false, .. } => {

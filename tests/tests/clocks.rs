@@ -31,3 +31,9 @@ fn an_outage_is_not_counted() {
 fn timers_never_expire_early() {
     check_lives(&Guest::c("timers"), 4);
 }
+
+/// Of timers that expire while they are written down, each fires, and once.
+#[test]
+fn timers_that_are_due_fire_once() {
+    check_lives(&Guest::c("due"), 6);
+}

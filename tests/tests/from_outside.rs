@@ -31,8 +31,7 @@ fn check(guest: &Guest) {
          fork; {recovered} recovery signals",
         guest.name()
     );
-    let named =
-        |(call, (count, _))| format!("{} {count}", zhuque_model::calls::lookup(call).map_or("-", |call| call.name));
+    let named = |(call, count)| format!("{} {count}", zhuque_model::calls::lookup(call).map_or("-", |call| call.name));
     println!("in the gate: {}", inside.into_iter().map(named).collect::<Vec<_>>().join(", "));
     assert!(saved > 0, "nothing was tested");
 }

@@ -106,16 +106,21 @@ impl<'a> Capture<'a> {
         Ok(Capture { control, base: word(offset_of!(Header, base))?, header, leader: None, gone: Vec::new() })
     }
 
+    /// Whether a thread can be taken. One look at every thread comes before the first is taken: what has been taken must not
+    /// go on.
+    pub fn check(&self, tid: Pid) -> Result<(), Error> {
+        let thread = Stopped::look(tid)?;
+        let life = self.base + LIFE_OFFSET;
+        let early = (life..life + LIFE_BYTES).contains(&thread.registers.rsp.wrapping_sub(1));
+        if early && !self.leaves(&thread) { Err(Error::Early) } else { Ok(()) }
+    }
+
     /// Takes one thread. `stop` is the signal at whose delivery it has stopped, if it has: that comes again.
     pub fn thread(&mut self, tid: Pid, stop: Option<SigInfo>) -> Result<Taken, Error> {
         let mut thread = Stopped::look(tid)?;
-        if (self.header.exit[0]..=self.header.exit[1]).contains(&thread.registers.rip) {
+        if self.leaves(&thread) {
             self.gone.push(tid);
             return Ok(Taken::Gone);
-        }
-        let life = self.base + LIFE_OFFSET;
-        if (life..life + LIFE_BYTES).contains(&thread.registers.rsp.wrapping_sub(1)) {
-            return Err(Error::Early);
         }
         let index = self.slot_of(&thread).ok_or(Error::NoSlot(tid))?;
         let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
@@ -143,6 +148,11 @@ impl<'a> Capture<'a> {
             self.append(shown, info)?;
         }
         Ok(Taken::Slot(index))
+    }
+
+    /// Whether it has given up its slot.
+    fn leaves(&self, thread: &Stopped) -> bool {
+        (self.header.exit[0]..=self.header.exit[1]).contains(&thread.registers.rip)
     }
 
     /// Sends one of the threads to write down the rest, and returns it: it is to be let go, and ends the process. Every

@@ -18,6 +18,7 @@ use zhuque_model::maptree::{Attr, MapView};
 
 use crate::commands::describe;
 use crate::control::Summary;
+use crate::failure;
 use crate::region::{Region, State};
 use crate::render;
 
@@ -122,7 +123,7 @@ fn from_record(run: &journal::Mapped<'_>) -> Mapped {
         }
         Backing::File { path, offset, shared, .. } => {
             let kind = if shared { Kind::FileShared } else { Kind::FilePrivate };
-            (kind, None, Some((String::from_utf8_lossy(path).into_owned(), offset)))
+            (kind, None, Some((failure::one_line(&String::from_utf8_lossy(path)), offset)))
         }
     };
     Mapped { start: run.start, end: run.end, kind: kind_name(kind), slices, file, prot: run.prot, flags: 0 }

@@ -15,6 +15,8 @@ pub struct Entry<'a> {
     pub shared: bool,
     /// Offset in the file.
     pub offset: u64,
+    /// Device, as stat(2) has it; of some file systems (overlay, btrfs) another one than stat tells.
+    pub device: u64,
     /// Inode, 0: no file.
     pub inode: u64,
     /// Path or `[name]`, may be empty.
@@ -72,8 +74,8 @@ fn header(line: &[u8]) -> Option<Entry<'_>> {
     let rest = rest.strip_prefix(b" ")?;
     let (permissions, rest) = rest.split_at_checked(4)?;
     let (offset, rest) = number(rest.strip_prefix(b" ")?, 16)?;
-    let (_, rest) = number(rest.strip_prefix(b" ")?, 16)?;
-    let (_, rest) = number(rest.strip_prefix(b":")?, 16)?;
+    let (major, rest) = number(rest.strip_prefix(b" ")?, 16)?;
+    let (minor, rest) = number(rest.strip_prefix(b":")?, 16)?;
     let (inode, rest) = number(rest.strip_prefix(b" ")?, 10)?;
     let bit = |index: usize, letter: u8, value: u64| if permissions.get(index) == Some(&letter) { value } else { 0 };
     Some(Entry {
@@ -82,6 +84,7 @@ fn header(line: &[u8]) -> Option<Entry<'_>> {
         prot: bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4),
         shared: permissions.get(3) == Some(&b's'),
         offset,
+        device: libc::makedev(major as u32, minor as u32),
         inode,
         name: rest.trim_ascii(),
         dirty: false,

@@ -286,7 +286,7 @@ fn set_globals(region: &[u8]) {
         globals.region[..region.len()].copy_from_slice(region);
         globals.region[region.len()] = 0;
         globals.uid = process::other(libc::SYS_getuid, [0; 6]).unwrap_or(0) as u32;
-        crate::scheduling::affinity(0, &mut globals.affinity);
+        process::affinity(0, &mut globals.affinity);
         globals.image = process_state::image();
         process_state::note_processor(&mut *control::header());
         // An image that was executed in the region keeps what the first one was started with.

@@ -11,7 +11,8 @@ use crate::family::Failure;
 use zhuque_abi::codec::Records;
 use zhuque_abi::header::{FileRecord, PATH_BYTES};
 use zhuque_abi::journal::{Object, Record};
-use zhuque_abi::layout::{FILES_DIR, MAX_FILES, PAGE};
+use zhuque_abi::layout::{FILES_DIR, MAX_FILES, PAGE, page_up};
+use zhuque_abi::life::boot_flag;
 use zhuque_abi::maps::Kind;
 use zhuque_model::maptree::{MapTree, Mapping};
 use zhuque_sys::{Errno, fs, mm, user};
@@ -85,7 +86,8 @@ fn parts_of<'a>(
 
 /// Gives a mapped file without a name one in the region, and says so in its record. `there`: it has been copied.
 pub fn keep(index: u32, record: &mut FileRecord, journal: &[u8], there: bool, parts: &Parts<'_>) -> Result<(), Errno> {
-    let directory = control::life().descriptors.directory;
+    let life = control::life();
+    let (directory, sync) = (life.descriptors.directory, life.flags & boot_flag::FILE_SYNC != 0);
     let mut name = fs::Path::new();
     name.push(FILES_DIR.as_bytes()).push(b"/");
     match kept_descriptor(journal, record) {
@@ -95,9 +97,10 @@ pub fn keep(index: u32, record: &mut FileRecord, journal: &[u8], there: bool, pa
     if !there && kept_descriptor(journal, record).is_none() {
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC | libc::O_NOFOLLOW;
         let file = fs::open_at(directory, &name, flags, 0o600)?;
-        let copied = copy_mapped(record.size, file, parts);
+        let copied = grown(record.size, parts).and_then(|size| copy_mapped(size, file, parts));
+        let synced = if sync { copied.and_then(|()| fs::sync_all(file)) } else { copied };
         fs::close(file)?;
-        copied?;
+        synced?;
     }
     let mut region = [0u8; PATH_BYTES];
     let region = super::exec::region_path(&mut region);
@@ -113,17 +116,11 @@ pub fn keep(index: u32, record: &mut FileRecord, journal: &[u8], there: bool, pa
 
 /// The name under which a descriptor of the same file has been kept.
 fn kept_descriptor<'j>(journal: &'j [u8], record: &FileRecord) -> Option<&'j [u8]> {
-    let mut found = None;
-    each_kept(journal, &mut |name, stat| {
-        if found.is_none() && (stat.st_dev, stat.st_ino) == (record.device, record.inode) {
-            found = Some(name);
-        }
-    });
-    found
+    find_kept(journal, &mut |stat| (stat.st_dev, stat.st_ino) == (record.device, record.inode))
 }
 
-/// Calls `each` with the name of every file that was kept because of a descriptor, and what it is.
-pub fn each_kept<'j>(journal: &'j [u8], each: &mut dyn FnMut(&'j [u8], &libc::stat)) {
+/// The name of the first file that was kept because of a descriptor and is the one wanted.
+pub fn find_kept<'j>(journal: &'j [u8], wanted: &mut dyn FnMut(&libc::stat) -> bool) -> Option<&'j [u8]> {
     let mut latest: (u32, &[u8]) = (0, &[]);
     for record in Records::new(journal).flatten() {
         match record {
@@ -131,14 +128,38 @@ pub fn each_kept<'j>(journal: &'j [u8], each: &mut dyn FnMut(&'j [u8], &libc::st
                 let Object::File { kept, .. } = description.object else { continue };
                 latest = (description.id, kept);
             }
-            Record::Descriptor { fd, description, .. } if description == latest.0 && !latest.1.is_empty() => {
-                if let Ok(stat) = fs::stat_fd(fd) {
-                    each(latest.1, &stat);
-                }
+            Record::Descriptor { fd, description, .. }
+                if description == latest.0
+                    && !latest.1.is_empty()
+                    && fs::stat_fd(fd).is_ok_and(|stat| wanted(&stat)) =>
+            {
+                return Some(latest.1);
             }
             _ => {}
         }
     }
+    None
+}
+
+/// The size of a file that had `size` bytes when it was mapped, and may have grown since: as far as what is mapped of it
+/// can be read, in whole pages.
+fn grown(size: u64, parts: &Parts<'_>) -> Result<u64, Errno> {
+    let mut grown = size;
+    parts(&mut |part| {
+        if !part.readable {
+            return Ok(());
+        }
+        let mut byte = [0u8; 1];
+        let to = &raw mut byte as u64;
+        let mut at = page_up(grown).max(part.offset);
+        // SAFETY: into a local; what cannot be read is an error.
+        while at < part.offset + part.bytes && unsafe { user::copy(to, part.start + (at - part.offset), 1) }.is_ok() {
+            at += PAGE;
+            grown = at;
+        }
+        Ok(())
+    })?;
+    Ok(grown)
 }
 
 /// Writes every mapped part of a file to `file`.

@@ -201,6 +201,19 @@ pub fn kill(pid: i32, signal: u32) -> Result<(), Errno> {
     check(unsafe { call2(libc::SYS_kill as usize, pid as isize as usize, signal as usize) }).map(|_| ())
 }
 
+/// sched_getaffinity(2) of thread `tid` (0: the caller); what is not there stays zero.
+pub fn affinity(tid: u32, mask: &mut [u8; 128]) {
+    // SAFETY: the kernel writes at most as many bytes as the mask has.
+    unsafe { call3(libc::SYS_sched_getaffinity as usize, tid as usize, mask.len(), mask.as_mut_ptr() as usize) };
+}
+
+/// sched_setaffinity(2) of thread `tid` (0: the caller).
+pub fn set_affinity(tid: u32, mask: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads the mask.
+    check(unsafe { call3(libc::SYS_sched_setaffinity as usize, tid as usize, mask.len(), mask.as_ptr() as usize) })
+        .map(|_| ())
+}
+
 /// A raw call for the few that no wrapper serves.
 ///
 /// # Safety

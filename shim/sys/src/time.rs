@@ -22,6 +22,13 @@ pub fn resolution(clock: i32) -> i64 {
     time.tv_sec * SECOND + time.tv_nsec
 }
 
+/// nanosleep(2), until a signal comes.
+pub fn sleep(ns: i64) {
+    let time = libc::timespec { tv_sec: ns / SECOND, tv_nsec: ns % SECOND };
+    // SAFETY: the source is a local.
+    unsafe { call2(libc::SYS_nanosleep as usize, &time as *const _ as usize, 0) };
+}
+
 /// struct itimerval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

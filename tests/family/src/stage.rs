@@ -113,6 +113,7 @@ pub fn save(directory: &Path, extra: &Extra) -> u64 {
         backlog: &|_| None,
         connecting: &|_| false,
         mapped_shared: &|_, inode| extra.mapped.contains(&inode),
+        timers_expired: false,
     });
     let (took, used_ns) = (start.elapsed(), processor_ns() - used_before);
     fs::write(directory.join("save_ns"), took.as_nanos().to_string()).unwrap();

@@ -1,22 +1,20 @@
-//! Descriptors that report events: epoll, eventfd, timerfd, signalfd, pidfd.
+//! Descriptors that report events: epoll, eventfd, signalfd, pidfd.
 //!
 //! Their state is in /proc/PID/fdinfo. Registrations of an epoll instance name a number and the description that the
 //! number meant at that time, which may have other numbers by now, or none: KCMP_EPOLL_TFD tells. What one-shot
 //! registration has fired already is written down with no events; a resume makes it fire once into nothing where it
-//! can ([`register_disabled`]). Neighbours: [`super::watches`] (inotify), [`super::placement`].
+//! can ([`register_disabled`]). Neighbours: [`super::watches`] (inotify), [`super::timerfds`], [`super::placement`].
 
-use super::fdinfo::{self, decimal_field, field, hex_field};
+use super::fdinfo::{self, decimal_field, hex_field};
 use super::placement::{Reviving, each_record};
 use super::table::{Entry, Found, Table};
-use super::{Capture, Failure, kind_of};
+use super::{Capture, Failure, kind_of, timerfds};
 use zhuque_abi::journal::{Description, Object, Record};
 use zhuque_sys::Errno;
 use zhuque_sys::fs::Path;
 use zhuque_sys::net::{self, EpollEvent};
-use zhuque_sys::time;
 use zhuque_sys::{fs, process};
 
-const SECOND: u64 = time::SECOND as u64;
 /// Bits of a registration that are no events.
 const MODES: u32 = (libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
 
@@ -25,7 +23,7 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>, link: 
     match link {
         b"anon_inode:[eventpoll]" => capture_epoll(c, table, found),
         b"anon_inode:[eventfd]" => capture_eventfd(c, table, found),
-        b"anon_inode:[timerfd]" => capture_timerfd(c, table, found),
+        b"anon_inode:[timerfd]" => timerfds::capture(c, table, found),
         b"anon_inode:[signalfd]" => capture_signalfd(c, table, found),
         b"anon_inode:[pidfd]" => capture_pidfd(c, table, found),
         _ => found.describe(c.put, Object::Unsupported { what: link }),
@@ -33,7 +31,7 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>, link: 
 }
 
 /// Calls `each` with the lines of the description's fdinfo; `buffer` holds pieces of it.
-fn info(
+pub fn info(
     table: &Table<'_>,
     fd: i32,
     buffer: &mut [u8],
@@ -52,20 +50,6 @@ fn capture_eventfd(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) ->
         Ok(())
     })?;
     found.describe(c.put, Object::EventFd { count, semaphore })
-}
-
-fn capture_timerfd(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
-    // This counts the expirations that are due, as the next read would, and starts the next period.
-    let (value_ns, interval_ns) = time::timerfd_remaining(found.fd).unwrap_or((0, 0));
-    let (mut clock, mut ticks, mut settime) = (0, 0, 0);
-    info(table, found.fd, &mut [0; 512], &mut |line| {
-        clock = decimal_field(line, b"clockid:").unwrap_or(clock);
-        ticks = decimal_field(line, b"ticks:").unwrap_or(ticks);
-        settime = field(line, b"settime flags:").and_then(|t| fdinfo::number(t, 8)).unwrap_or(settime);
-        Ok(())
-    })?;
-    let (clock, settime) = (clock as u32, settime as u32);
-    found.describe(c.put, Object::TimerFd { clock, ticks, settime, value_ns, interval_ns })
 }
 
 fn capture_signalfd(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
@@ -228,7 +212,7 @@ pub fn revive(r: &mut Reviving<'_>, description: &Description<'_>) -> Result<i32
     let made = match description.object {
         Object::Epoll => net::epoll(libc::EPOLL_CLOEXEC),
         Object::EventFd { count, semaphore } => revive_eventfd(count, semaphore),
-        Object::TimerFd { .. } => revive_timerfd(r, &description.object),
+        Object::TimerFd { .. } => timerfds::revive(r, &description.object),
         Object::SignalFd { mask } => net::signalfd(mask, libc::SFD_CLOEXEC),
         Object::PidFd { pid } if pid == r.virtual_pid => net::pidfd(r.pid, 0),
         Object::PidFd { .. } => pidfd_of_the_dead(),
@@ -243,29 +227,6 @@ fn revive_eventfd(count: u64, semaphore: bool) -> Result<i32, Errno> {
     let fd = net::eventfd(first as u32, flags)?;
     if count > first {
         fs::write_all(fd, &(count - first).to_ne_bytes())?;
-    }
-    Ok(fd)
-}
-
-fn revive_timerfd(r: &Reviving<'_>, object: &Object<'_>) -> Result<i32, Errno> {
-    let Object::TimerFd { clock, ticks, settime, value_ns, interval_ns } = *object else {
-        return Err(Errno(libc::EINVAL));
-    };
-    let fd = time::timerfd(clock, libc::TFD_CLOEXEC)?;
-    let mut ticks_set = ticks == 0;
-    if value_ns != 0 {
-        // A time of day stays the same however long the power was off; anything else goes on with what remained.
-        let of_day = settime & libc::TFD_TIMER_ABSTIME as u32 != 0
-            && matches!(clock as i32, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
-        let value = if of_day { r.saved_realtime_ns + value_ns } else { value_ns };
-        time::timerfd_set(fd, if of_day { settime as i32 } else { 0 }, value, interval_ns)?;
-    }
-    if !ticks_set {
-        ticks_set = time::timerfd_set_ticks(fd, ticks).is_ok();
-    }
-    if !ticks_set {
-        // Without checkpoint support in the kernel: it has expired at least once. A period starts anew.
-        time::timerfd_set(fd, 0, 1, interval_ns.min(SECOND * u32::MAX as u64))?;
     }
     Ok(fd)
 }

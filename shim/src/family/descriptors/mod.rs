@@ -38,6 +38,7 @@ mod sockets;
 mod table;
 mod terminals;
 mod thread_files;
+mod timerfds;
 mod watches;
 
 pub use placement::{revive, stdio_identity};
@@ -73,6 +74,8 @@ pub struct Capture<'a> {
     pub connecting: &'a dyn Fn(i32) -> bool,
     /// Whether the program has a shared writable mapping of the file with this device and inode.
     pub mapped_shared: &'a dyn Fn(u64, u64) -> bool,
+    /// Timers whose time had come have expired; false at first.
+    pub timers_expired: bool,
 }
 
 /// What a resume needs to know. Nothing in it lies in the region but the journal, which is only read.
