@@ -41,24 +41,57 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
     let (end, mut moment) = (Instant::now() + LIMIT, Duration::from_millis(1));
     loop {
         let mut capture = Capture::of(&gate.control).map_err(|error| error.to_string())?;
-        let place = ptrace::getregs(stopped).map_err(|error| error.to_string()).and_then(|found| gate.place(&found));
+        let registers = threads.contains(&stopped).then(|| ptrace::getregs(stopped));
+        let place = match registers {
+            Some(found) => gate.place(&found.map_err(|error| error.to_string())?)?,
+            None => None,
+        };
         match take(&mut capture, &threads)? {
             true => {
-                let place = place?;
                 let leader = capture.lead().map_err(|error| error.to_string())?;
                 return Ok(Saved { leader, place, mapped: gate.mapped(program, leader)? });
             }
             false if Instant::now() > end => return Err("a thread of it is being revived all the time".to_owned()),
             false => {}
         }
-        for &tid in &threads {
-            let _ = ptrace::cont(tid, None);
-        }
+        let_run(program, &threads, moment);
         // Longer each time: on a busy machine a thread may not have run at all.
-        std::thread::sleep(moment);
         moment *= 2;
         threads = stop_all(program, Vec::new())?;
     }
+}
+
+/// Lets threads that are stopped run for a while, also those that stop once more: one that was stopped already when it was
+/// interrupted has a second stop to come.
+fn let_run(program: Pid, stopped: &[Pid], time: Duration) {
+    let end = Instant::now() + time;
+    for &tid in stopped {
+        let _ = ptrace::cont(tid, None);
+    }
+    while Instant::now() < end {
+        for tid in tasks(program) {
+            let mut status = 0;
+            // SAFETY: writes the status.
+            let found = unsafe { libc::waitpid(tid.as_raw(), &mut status, libc::__WALL | libc::WNOHANG) };
+            if found > 0 && libc::WIFSTOPPED(status) {
+                let signal = if is_event(status) { 0 } else { libc::WSTOPSIG(status) };
+                // SAFETY: the request takes a number, no addresses.
+                unsafe { libc::ptrace(libc::PTRACE_CONT, tid.as_raw(), 0, i64::from(signal)) };
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Whether a stop is not for a signal that the thread is to have.
+fn is_event(status: i32) -> bool {
+    status >> 16 != 0 || libc::WSTOPSIG(status) & 0x80 != 0
+}
+
+/// The threads that there are now.
+fn tasks(program: Pid) -> Vec<Pid> {
+    let names = fs::read_dir(format!("/proc/{program}/task")).into_iter().flatten().flatten();
+    names.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok().map(Pid::from_raw)).collect()
 }
 
 /// Takes every thread. False: one is being revived.
@@ -163,8 +196,7 @@ fn word(control: &File, offset: u64) -> Result<u64, String> {
 fn stop_all(program: Pid, mut there: Vec<Pid>) -> Result<Vec<Pid>, String> {
     loop {
         let before = there.len();
-        for entry in fs::read_dir(format!("/proc/{program}/task")).map_err(|error| error.to_string())?.flatten() {
-            let tid = entry.file_name().to_string_lossy().parse().map(Pid::from_raw).map_err(|_| "a task")?;
+        for tid in tasks(program) {
             if !there.contains(&tid) && stop(tid)? {
                 there.push(tid);
             }
@@ -228,8 +260,7 @@ fn stop(tid: Pid) -> Result<bool, String> {
             Ok(_) => {
                 // On its way into or out of a call, or with a signal that it is to have: the stop comes behind that. It
                 // has to be asked for again (any stop takes the request back, ptrace_stop in kernel/signal.c).
-                let event = status >> 16 != 0 || libc::WSTOPSIG(status) & 0x80 != 0;
-                let signal = if event { 0 } else { libc::WSTOPSIG(status) };
+                let signal = if is_event(status) { 0 } else { libc::WSTOPSIG(status) };
                 let _ = request(libc::PTRACE_CONT, signal);
                 let _ = request(libc::PTRACE_INTERRUPT, 0);
             }

@@ -183,16 +183,21 @@ impl<'a> Rig<'a> {
         if rest != String::from_utf8_lossy(&self.native.stdout).lines().collect::<Vec<_>>() {
             life.wrong("has another output than natively");
         }
-        for (number, line) in (1..).zip(&handlers) {
+        let mut values = Vec::new();
+        for line in &handlers {
             let mut words = line.split(' ').collect::<Vec<_>>();
-            // Of two failures the first may have come before there was a handler.
+            // Of two failures the first may have come before there was a handler, and the second's handler may run on
+            // another thread beside the first's.
             let value = words.get(7).and_then(|word| word.parse().ok()).unwrap_or(0);
-            let main = if sleeps { "1" } else { words[9] };
+            let (number, main, growing) = (words[1], if sleeps { "1" } else { words[9] }, words[11]);
             words[7] = "value";
-            let expected = format!("recovery {number} signal 30 code -1 value value main {main} growing 1");
-            if words.join(" ") != expected || !(number..=life.failures).contains(&value) {
+            let expected = format!("recovery {number} signal 30 code -1 value value main {main} growing {growing}");
+            let alone = life.failures > 1 || (number, growing) == ("1", "1");
+            if words.join(" ") != expected || !(1..=life.failures).contains(&value) || values.contains(&value) || !alone
+            {
                 life.wrong("has not had its recovery signal once for each failure");
             }
+            values.push(value);
         }
         self.seen.recovered += handlers.len() as u64;
         life.remove();
