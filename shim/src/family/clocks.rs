@@ -61,13 +61,17 @@ pub fn still() -> [u64; 3] {
 
 /// The offsets with which the clocks go on from `saved`.
 ///
-/// The coarse clock is behind the exact one by up to a tick, and by more now than it was then, perhaps: so everything
-/// goes on one tick later, and nothing that the program has seen comes again.
+/// The coarse clock is behind the exact one: by up to a tick, or by more, where the processor that counts ticks was kept
+/// from it. It may be further behind now than it was then, so everything goes on later by as much as it is behind now:
+/// what it will show is never less than what the exact one has shown.
 pub fn offsets_after(saved: [u64; 3]) -> [i64; 3] {
-    let tick = time::resolution(CLOCK_MONOTONIC_COARSE);
+    let coarse = time::now(CLOCK_MONOTONIC_COARSE);
     let mut offsets = [0; 3];
+    let mut behind = None;
     for ((to, clock), saved) in offsets.iter_mut().zip(STILL).zip(saved) {
-        *to = saved as i64 + tick - time::now(clock);
+        let now = time::now(clock);
+        // The first of them is the exact one of the coarse one.
+        *to = saved as i64 + *behind.get_or_insert(now - coarse) - now;
     }
     offsets
 }

@@ -14,14 +14,6 @@ pub fn now(clock: i32) -> i64 {
     time.tv_sec * SECOND + time.tv_nsec
 }
 
-/// clock_getres(2), ns.
-pub fn resolution(clock: i32) -> i64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the target is a local. The clocks used always exist.
-    unsafe { call2(libc::SYS_clock_getres as usize, clock as usize, &mut time as *mut _ as usize) };
-    time.tv_sec * SECOND + time.tv_nsec
-}
-
 /// nanosleep(2), until a signal comes.
 pub fn sleep(ns: i64) {
     let time = libc::timespec { tv_sec: ns / SECOND, tv_nsec: ns % SECOND };
