@@ -22,5 +22,6 @@ pub mod recovery;
 pub mod signals;
 pub mod spares;
 pub mod threads;
+pub mod timers;
 
 pub use descriptors::{Capture, Failure, Revival, capture, revive, revive_thread_files, stdio_identity};
