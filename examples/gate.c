@@ -1,12 +1,14 @@
 /* The calls that change what the gate keeps, or what the kernel keeps for the program, one after the other, each with a
  * look at what has become of it: wherever a failure comes, a call has been made or it has not.
  *
- * gate [ROUNDS [memory|files|sockets|signals|threads]] */
+ * gate [ROUNDS [memory|files|sockets|signals|threads|clocks]] */
 #include "guest.h"
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
 
 #define PAGE 4096ul
@@ -139,6 +141,42 @@ static void signals(void) {
     CHECK(pthread_sigmask(SIG_UNBLOCK, &set, NULL) == 0);
 }
 
+static int64_t kernel_now(clockid_t clock) {
+    struct timespec now;
+    /* Not by the vdso. */
+    CHECK(syscall(SYS_clock_gettime, clock, &now) == 0);
+    return now.tv_sec * 1000000000ll + now.tv_nsec;
+}
+
+/* Nothing is over before its time, and no clock runs backwards, whichever way it is asked for. */
+static void clocks(void) {
+    const struct timespec pause = {0, 4000000};
+    const int64_t wait = 4000000;
+    int epoll = epoll_create1(0), timer = timerfd_create(CLOCK_MONOTONIC, 0);
+    CHECK(epoll >= 0 && timer >= 0);
+    struct epoll_event event;
+    struct pollfd one = {timer, POLLIN, 0};
+    int64_t began = now_ns();
+    CHECK(epoll_wait(epoll, &event, 1, 4) == 0 && now_ns() - began >= wait);
+    began = now_ns();
+    CHECK(nanosleep(&pause, NULL) == 0 && now_ns() - began >= wait);
+    began = now_ns();
+    struct itimerspec at = {{0, 0}, {(began + wait) / 1000000000, (began + wait) % 1000000000}};
+    CHECK(timerfd_settime(timer, TFD_TIMER_ABSTIME, &at, NULL) == 0 && poll(&one, 1, 60000) == 1);
+    CHECK(now_ns() - began >= wait);
+    began = now_ns();
+    at.it_value = (struct timespec){(began + wait) / 1000000000, (began + wait) % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at.it_value, NULL) == EINTR) {}
+    CHECK(now_ns() - began >= wait);
+    int64_t last = now_ns();
+    for (int i = 0; i < 20; i++) {
+        int64_t now = i % 2 ? now_ns() : kernel_now(CLOCK_MONOTONIC);
+        if (now < last) FAIL("the clock ran backwards by %ld ns", (long)(last - now));
+        last = now;
+    }
+    CHECK(close(epoll) == 0 && close(timer) == 0);
+}
+
 static void *thread(void *value) {
     sched_yield();
     return (char *)value + 1;
@@ -163,6 +201,7 @@ int main(int count, char **values) {
         if (!only || !strcmp(only, "sockets")) sockets();
         if (!only || !strcmp(only, "signals")) signals();
         if (!only || !strcmp(only, "threads")) threads();
+        if (!only || !strcmp(only, "clocks")) clocks();
     }
     printf("%016lx\n", digest);
     return 0;

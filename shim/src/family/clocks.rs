@@ -36,9 +36,21 @@ pub fn offset(clock: i32) -> i64 {
     }
 }
 
+/// Does something with the kernel's clocks and this life's offsets, and once more if it was begun in another life: who is
+/// saved from outside may have one of them and not the other yet. What waits is asked for again as a whole, and need not.
+pub fn in_one_life<T>(mut work: impl FnMut() -> T) -> T {
+    loop {
+        let life = control::generation();
+        let result = work();
+        if control::generation() == life {
+            return result;
+        }
+    }
+}
+
 /// The program's CLOCK_MONOTONIC, ns.
 pub fn now() -> i64 {
-    time::now(CLOCK_MONOTONIC) + offset(CLOCK_MONOTONIC)
+    in_one_life(|| time::now(CLOCK_MONOTONIC) + offset(CLOCK_MONOTONIC))
 }
 
 /// The clocks that stand still, in the order of `Life::offset_parts`.
@@ -104,10 +116,10 @@ fn put_time(slot: &mut Slot, word: usize, ns: i64) -> u64 {
 /// One of the calls with clocks or time-outs.
 pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
     match number {
-        libc::SYS_clock_gettime => clock_gettime(slot, a),
+        libc::SYS_clock_gettime => in_one_life(|| clock_gettime(slot, a)),
         libc::SYS_nanosleep => sleep(slot, number, a, 0, 1),
         libc::SYS_clock_nanosleep => clock_nanosleep(slot, a),
-        libc::SYS_timerfd_settime => timerfd_settime(slot, a),
+        libc::SYS_timerfd_settime => set_timer(a, |a| timerfd_settime(slot, a)),
         libc::SYS_timer_create | libc::SYS_timer_settime | libc::SYS_timer_delete => timers::serve(slot, number, a),
         libc::SYS_poll => {
             let limit = (a[2] as i32 >= 0).then(|| i64::from(a[2] as i32) * 1_000_000);
@@ -289,6 +301,17 @@ fn clock_gettime(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     // SAFETY: the program's memory.
     unsafe { user::write(a[1], &[shown.div_euclid(SECOND), shown.rem_euclid(SECOND)]) }?;
     Ok(0)
+}
+
+/// A timer is set in this life; what it was set to before is told once.
+pub fn set_timer(mut a: [u64; 6], mut set: impl FnMut([u64; 6]) -> Result64) -> Result64 {
+    in_one_life(|| {
+        let result = set(a);
+        if result.is_ok() {
+            a[3] = 0;
+        }
+        result
+    })
 }
 
 /// timerfd_settime(2): an absolute time on a clock that has stood still is moved to the kernel's.

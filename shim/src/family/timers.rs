@@ -42,7 +42,7 @@ const MOST_STEPS: u32 = 1 << 20;
 pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
     match number {
         libc::SYS_timer_create => create(slot, a),
-        libc::SYS_timer_settime => set(slot, a),
+        libc::SYS_timer_settime => clocks::set_timer(a, |a| set(slot, a)),
         _ => raw(number, a).inspect(|_| forget(a[0] as u32)),
     }
 }
