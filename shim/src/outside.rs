@@ -212,9 +212,12 @@ impl Mappings<'_> {
 fn listed<'e>(entry: &'e Entry<'_>) -> impl Iterator<Item = (usize, &'static FileRecord)> + 'e {
     // SAFETY: everything stands still.
     let (files, used) = unsafe { (control::files(), (*control::globals()).files as usize) };
-    // Numbers of inodes alone are not enough: memfds and files of a tmpfs all count from small ones.
+    let all = || files.iter().enumerate().take(used + 1).skip(1).filter(|(_, file)| file.inode == entry.inode);
+    // Numbers of inodes alone are not enough: memfds and files of a tmpfs all count from small ones. Where stat(2) tells
+    // another device than the mapping (overlay, btrfs) and the file has another name by now, they have to be.
     let same = |file: &FileRecord| file.device == entry.device || stem(mapped_files::path_of(file)) == stem(entry.name);
-    files.iter().enumerate().take(used + 1).skip(1).filter(move |(_, file)| file.inode == entry.inode && same(file))
+    let known = all().any(|(_, file)| same(file));
+    all().filter(move |(_, file)| !known || same(file))
 }
 
 /// A path as it was while the file had its name.

@@ -4,9 +4,9 @@
 use crate::control;
 use crate::credentials::{self, MAX_GROUPS};
 use crate::entry::{handler::current_slot, maps};
+use crate::family::Failure;
 use crate::family::descriptors::fdinfo;
 use crate::family::memory_files::mtime_ns;
-use crate::family::{Failure, timers};
 use crate::journal::{self, Journal};
 use crate::save;
 use crate::scheduling;
@@ -46,13 +46,8 @@ pub fn note_pending(slot: &Slot) {
 fn pending_for_thread() -> u64 {
     let mut path = fs::Path::new();
     path.push(b"/proc/thread-self/status");
-    pending_by(&path)
-}
-
-/// The signals that are pending for the thread whose status this is.
-fn pending_by(path: &fs::Path) -> u64 {
     let mut set = 0;
-    let _ = fdinfo::lines(libc::AT_FDCWD, path, &mut [0; 512], &mut |line| {
+    let _ = fdinfo::lines(libc::AT_FDCWD, &path, &mut [0; 512], &mut |line| {
         set |= fdinfo::hex_field(line, b"SigPnd:").filter(|_| line.starts_with(b"SigPnd:")).unwrap_or(0);
         Ok(())
     });
@@ -129,31 +124,16 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
     for which in 0..3 {
         describe_timer(journal, which)?;
     }
-    timers::describe(journal)?;
-    // The last of the timers' among them.
-    describe_pending(journal, &mut |_| {})?;
+    late_signals(journal)?;
     scheduling::describe(journal)
 }
 
-/// Writes down the signals that are pending for the process, or have come to the calling thread alone since it wrote down
-/// its own, and shows each to `each`.
-pub fn describe_pending(journal: &mut Journal, each: &mut dyn FnMut(&SigInfo)) -> Result<(), Failure> {
-    while save::takes(signal::pending()) != 0 {
-        let own = save::takes(pending_for_thread()) != 0;
-        let Some(info) = next_pending() else { break };
-        each(&info);
-        // SAFETY: the calling thread's own slot.
-        let thread = if own { unsafe { &*current_slot() }.virtual_tid.load(Ordering::Relaxed) } else { 0 };
-        journal.put(&Record::PendingSignal { thread, info })?;
+/// Signals for the process, the last of the timers' among them.
+fn late_signals(journal: &mut Journal) -> Result<(), Failure> {
+    while let Some(info) = next_pending() {
+        journal.put(&Record::PendingSignal { thread: 0, info })?;
     }
     Ok(())
-}
-
-/// Whether a signal is pending for one thread, by the kernel's id, alone.
-pub fn is_pending_for(thread: u32, number: u32) -> bool {
-    let mut path = fs::Path::new();
-    path.push(b"/proc/self/task/").push_number(u64::from(thread)).push(b"/status");
-    pending_by(&path) & signal::bit(number) != 0
 }
 
 fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::control;
 use crate::entry::{asm::zhuque_clone, handler::kick, patch, vdso};
 use crate::family::signals::{self, Program};
-use crate::family::{self, Failure, clocks, processes, recovery, threads, timers};
+use crate::family::{self, Failure, clocks, processes, recovery, threads};
 use crate::{credentials, outside, process_state, save, scheduling};
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
@@ -163,7 +163,6 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             _ => {}
         }
     }
-    timers::revive(journal(), &real)?;
     if let Some(saved) = &saved {
         process_state::revive_protection(saved);
     }
@@ -296,7 +295,6 @@ fn after_commit(args: &ResumeArgs) {
     for record in Records::new(journal()).flatten() {
         match record {
             Record::PendingSignal { thread, info } => raise_again(thread, &info),
-            Record::Timer(timer) => timers::arm(&timer),
             Record::Limit { resource: libc::RLIMIT_NOFILE, hard, .. } => family::limits::tell(hard),
             Record::IntervalTimer { which, value_ns, interval_ns } => {
                 process_state::revive_timer(which, value_ns, interval_ns);

@@ -435,7 +435,7 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
             true => crate::outside::mapped_shared(device, inode),
             false => process_state::mapped_shared(device, inode),
         },
-        timers_expired: false,
+        timer_patience_ns: family::TIMER_PATIENCE_NS,
     };
     family::capture(&mut capture)?;
     match outside {

@@ -37,9 +37,3 @@ fn timers_never_expire_early() {
 fn timers_that_are_due_fire_once() {
     check_lives(&Guest::c("due"), 6);
 }
-
-/// The same of timers that each have a thread to tell.
-#[test]
-fn timers_of_threads_that_are_due_tell_them_once() {
-    check_lives(&Guest::c("expiring"), 6);
-}

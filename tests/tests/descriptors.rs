@@ -20,7 +20,6 @@ guests! {
     unix_sockets: "locals";
     mapped_files_and_memfds: "mapped";
     pipes_and_fifos: "pipes";
-    posix_timers: "alarms";
     attributes_and_pending_signals: "process";
     pseudo_terminals: "terminals";
 }

@@ -122,7 +122,6 @@ guests! {
     signals: "signals" "1";
     pseudo_terminals: "terminals" "2";
     threads: "threads" "4" "20";
-    posix_timers: "alarms" "2";
     timers: "timers" "2";
     vector_registers: "vectors" "50";
     vforks: "vforks" "2";

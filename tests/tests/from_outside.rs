@@ -62,7 +62,6 @@ guests! {
     memory: "memory" "300";
     open_files: "files" "1";
     pipes_and_fifos: "pipes" "1";
-    posix_timers: "alarms" "1";
     attributes_and_pending_signals: "process" "1";
     what_a_process_has_given_up: "privileges" "10";
     pseudo_terminals: "terminals" "1";
@@ -73,7 +72,6 @@ guests! {
     signals: "signals" "1";
     threads: "threads" "4" "20";
     timers: "timers" "2";
-    timers_of_threads: "expiring" "4" "30";
     unix_sockets: "locals" "1";
     vector_registers: "vectors" "50";
     vforks: "vforks" "2";

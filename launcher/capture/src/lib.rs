@@ -198,8 +198,7 @@ impl<'a> Capture<'a> {
     /// Appends a pending signal of a thread to the journal.
     fn append(&self, thread: u32, mut info: SigInfo) -> Result<(), Error> {
         let (code, sender) = ((info[1] & 0xffff_ffff) as i32, (info[2] & 0xffff_ffff) as u32);
-        // SI_TIMER and SI_SIGIO name no sender.
-        if code <= 0 && code != -2 && code != -5 && sender == self.header.pid {
+        if code <= 0 && sender == self.header.pid {
             // As the program knows itself.
             info[2] = info[2] & !0xffff_ffff | u64::from(self.header.virtual_pid);
         }

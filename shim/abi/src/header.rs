@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First eight bytes of a control file.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"zhuque\0\x01");
 /// Version of every layout in this crate; a region is only resumed by a shim of the same version (its own copy).
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 5;
 
 /// What a region is at the moment. Stored in the low byte of the phase word, the generation above it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -290,8 +290,6 @@ pub struct Globals {
     /// Device and inode of the descriptors 0, 1, 2 as the program was started with; a descriptor of the same object
     /// is attached to what a resume was given.
     pub stdio: [Stdio; 3],
-    /// POSIX timers that are set to a time of day, by number plus one; 0: unused.
-    pub dated_timers: [AtomicU32; MAX_DATED_TIMERS],
     /// Actions of the signals 1..=64, at index signal - 1.
     pub actions: [Action; 64],
     /// Per action a sequence number: odd while it is being changed.
@@ -301,9 +299,6 @@ pub struct Globals {
     /// Path of the region's directory as the shim was given it, zero terminated.
     pub region: [u8; PATH_BYTES],
 }
-
-/// How many POSIX timers may be set to a time of day at once.
-pub const MAX_DATED_TIMERS: usize = 256;
 
 /// The trampolines of one mapped library. Each takes [`TRAMPOLINE_BYTES`]; its last four bytes are the index of its
 /// site, and the page run's first eight bytes are the gate's address.

@@ -29,8 +29,6 @@ pub enum Record<'a> {
         /// Period, ns.
         interval_ns: u64,
     },
-    /// A POSIX timer (timer_create).
-    Timer(Timer),
     /// An open file description.
     #[serde(borrow)]
     Description(Description<'a>),
@@ -360,29 +358,6 @@ pub struct Socket<'a> {
     /// Unread data: for streams the bytes; for packets each with a u32 length before it. For datagram sockets that
     /// others may reach: each with its length, the length of its sender's address (u32 each) and that address before it.
     pub data: &'a [u8],
-}
-
-/// A POSIX timer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timer {
-    /// Its number.
-    pub id: u32,
-    /// CLOCK_*.
-    pub clock: u32,
-    /// SIGEV_*, with SIGEV_THREAD_ID's bit.
-    pub notify: u32,
-    /// Signal, and its value.
-    pub signal: u32,
-    /// See `signal`.
-    pub value: u64,
-    /// The thread that it is for, by the id that the program knows; 0: the process.
-    pub thread: u32,
-    /// Remaining time, ns; 0: not armed.
-    pub remaining_ns: u64,
-    /// Period, ns.
-    pub interval_ns: u64,
-    /// The time of day that it is set to, ns since 1970; 0: none.
-    pub until_ns: u64,
 }
 
 /// How far a socket had come.

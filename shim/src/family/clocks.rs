@@ -6,7 +6,6 @@
 #![allow(unsafe_code)]
 
 use super::signals::filtered_mask;
-use super::timers;
 use crate::control;
 use crate::gate::{Result64, error, raw, wait_call};
 use core::sync::atomic::Ordering;
@@ -119,8 +118,7 @@ pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
         libc::SYS_clock_gettime => in_one_life(|| clock_gettime(slot, a)),
         libc::SYS_nanosleep => sleep(slot, number, a, 0, 1),
         libc::SYS_clock_nanosleep => clock_nanosleep(slot, a),
-        libc::SYS_timerfd_settime => set_timer(a, |a| timerfd_settime(slot, a)),
-        libc::SYS_timer_create | libc::SYS_timer_settime | libc::SYS_timer_delete => timers::serve(slot, number, a),
+        libc::SYS_timerfd_settime => timerfd_settime(slot, a),
         libc::SYS_poll => {
             let limit = (a[2] as i32 >= 0).then(|| i64::from(a[2] as i32) * 1_000_000);
             timed(slot, limit, |slot, left| {
@@ -303,29 +301,14 @@ fn clock_gettime(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     Ok(0)
 }
 
-/// A timer is set in this life; what it was set to before is told once.
-pub fn set_timer(mut a: [u64; 6], mut set: impl FnMut([u64; 6]) -> Result64) -> Result64 {
-    in_one_life(|| {
-        let result = set(a);
-        if result.is_ok() {
-            a[3] = 0;
-        }
-        result
-    })
-}
-
-/// timerfd_settime(2): an absolute time on a clock that has stood still is moved to the kernel's.
+/// timerfd_settime(2): an absolute time on a clock that has stood still is moved to the kernel's. By the way of calls that
+/// wait, which begin anew in another life: the time is this life's.
 fn timerfd_settime(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
     let [fd, flags, new, ..] = a;
     if flags as i32 & libc::TFD_TIMER_ABSTIME == 0 || new == 0 || offset(CLOCK_MONOTONIC) == 0 {
-        return raw(libc::SYS_timerfd_settime, a);
+        return wait_call(slot, libc::SYS_timerfd_settime, a);
     }
-    a[2] = moved(slot, new, timerfd_clock(fd as i32))?;
-    raw(libc::SYS_timerfd_settime, a)
-}
-
-/// The absolute struct itimerspec at `new` as the kernel's clock has it; its address.
-pub fn moved(slot: &mut Slot, new: u64, clock: i32) -> Result64 {
+    let clock = timerfd_clock(fd as i32);
     // SAFETY: four integers.
     let value: [i64; 4] = unsafe { user::read(new) }?;
     let until = nanoseconds([value[2], value[3]]).ok_or(Errno(libc::EINVAL))?;
@@ -334,7 +317,8 @@ pub fn moved(slot: &mut Slot, new: u64, clock: i32) -> Result64 {
     // A time of zero disarms and must stay zero; one that has passed must not become zero.
     let moved = if until == 0 { 0 } else { until.saturating_sub(offset(clock)).max(1) };
     put_time(slot, TIME + 2, moved);
-    Ok(&raw const slot.scratch[TIME] as u64)
+    a[2] = &raw const slot.scratch[TIME] as u64;
+    wait_call(slot, libc::SYS_timerfd_settime, a)
 }
 
 /// The clock of a timerfd, from /proc (only asked for absolute times in a later life).

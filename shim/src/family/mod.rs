@@ -22,6 +22,7 @@ pub mod recovery;
 pub mod signals;
 pub mod spares;
 pub mod threads;
-pub mod timers;
 
-pub use descriptors::{Capture, Failure, Revival, capture, revive, revive_thread_files, stdio_identity};
+pub use descriptors::{
+    Capture, Failure, Revival, TIMER_PATIENCE_NS, capture, revive, revive_thread_files, stdio_identity,
+};

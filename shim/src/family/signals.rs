@@ -255,18 +255,11 @@ fn push_frame(slot: &mut Slot, program: &Program, action: &Action, context: &mut
     Ok(())
 }
 
-/// Whether a siginfo with this code names a process that has sent it: those of timers and of descriptors do not.
-fn has_sender(code: i32) -> bool {
-    /// SI_TIMER, SI_SIGIO.
-    const OTHERS: [i32; 2] = [-2, -5];
-    code <= 0 && !OTHERS.contains(&code)
-}
-
 /// The sender's ids as the program knows them, where it is the program itself.
 pub fn virtual_sender(info: &mut SigInfo, slot: &Slot) {
     let code = (info[1] & 0xffff_ffff) as i32;
     let (life, sender) = (control::life(), (info[2] & 0xffff_ffff) as u32);
-    if has_sender(code) && (sender == life.pid || sender != 0 && sender == slot.old_pid) {
+    if code <= 0 && (sender == life.pid || sender != 0 && sender == slot.old_pid) {
         // SAFETY: the field is constant after start.
         let pid = unsafe { (*control::header()).virtual_pid };
         info[2] = info[2] & !0xffff_ffff | u64::from(pid);

@@ -40,47 +40,6 @@ pub fn set_interval_timer(which: u32, timer: &IntervalTimer) -> Result<IntervalT
     Ok(old)
 }
 
-/// timer_create(2) with a struct sigevent: the timer's number. `wanted` is read by kernels that are asked to give
-/// timers the numbers that are wanted.
-pub fn timer_create(clock: u32, event: &[u64; 8], wanted: u32) -> Result<u32, Errno> {
-    let mut id = wanted;
-    let (event, at) = (event.as_ptr() as usize, &mut id as *mut _ as usize);
-    // SAFETY: the source is valid for a struct sigevent, the target is a local.
-    check(unsafe { call3(libc::SYS_timer_create as usize, clock as usize, event, at) })?;
-    Ok(id)
-}
-
-/// timer_delete(2).
-pub fn timer_delete(id: u32) -> Result<(), Errno> {
-    // SAFETY: no memory involved.
-    check(unsafe { call2(libc::SYS_timer_delete as usize, id as usize, 0) }).map(|_| ())
-}
-
-/// timer_gettime(2): remaining time and period, ns.
-pub fn timer_remaining(id: u32) -> Result<(u64, u64), Errno> {
-    let mut times = [0i64; 4];
-    // SAFETY: the target is a local, struct itimerspec (period, remaining).
-    check(unsafe { call2(libc::SYS_timer_gettime as usize, id as usize, times.as_mut_ptr() as usize) })?;
-    Ok(from_spec(times))
-}
-
-/// timer_settime(2), ns; what it was set to: remaining time and period.
-pub fn timer_set(id: u32, flags: i32, value_ns: u64, interval_ns: u64) -> Result<(u64, u64), Errno> {
-    let second = SECOND as u64;
-    let times = [interval_ns / second, interval_ns % second, value_ns / second, value_ns % second];
-    let mut old = [0i64; 4];
-    let (new, old_at) = (times.as_ptr() as usize, old.as_mut_ptr() as usize);
-    // SAFETY: source and target are locals, struct itimerspec.
-    check(unsafe { call4(libc::SYS_timer_settime as usize, id as usize, flags as usize, new, old_at) })?;
-    Ok(from_spec(old))
-}
-
-/// struct itimerspec (period, remaining) as remaining time and period, ns.
-fn from_spec(times: [i64; 4]) -> (u64, u64) {
-    let [interval_s, interval_ns, value_s, value_ns] = times;
-    ((value_s * SECOND + value_ns) as u64, (interval_s * SECOND + interval_ns) as u64)
-}
-
 /// timerfd_create(2).
 pub fn timerfd(clock: u32, flags: i32) -> Result<i32, Errno> {
     // SAFETY: no memory involved.
@@ -92,7 +51,8 @@ pub fn timerfd_remaining(fd: i32) -> Result<(u64, u64), Errno> {
     let mut times = [0i64; 4];
     // SAFETY: the target is a local, struct itimerspec (period, remaining).
     check(unsafe { call2(libc::SYS_timerfd_gettime as usize, fd as isize as usize, times.as_mut_ptr() as usize) })?;
-    Ok(from_spec(times))
+    let [interval_s, interval_ns, value_s, value_ns] = times;
+    Ok(((value_s * SECOND + value_ns) as u64, (interval_s * SECOND + interval_ns) as u64))
 }
 
 /// timerfd_settime(2), ns.

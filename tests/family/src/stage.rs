@@ -2,7 +2,7 @@
 
 #![allow(clippy::result_large_err)]
 
-use crate::descriptors::{Capture, Failure, Revival, capture, revive, stdio_identity};
+use crate::descriptors::{Capture, Failure, Revival, TIMER_PATIENCE_NS, capture, revive, stdio_identity};
 use std::fs;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::Path;
@@ -113,7 +113,7 @@ pub fn save(directory: &Path, extra: &Extra) -> u64 {
         backlog: &|_| None,
         connecting: &|_| false,
         mapped_shared: &|_, inode| extra.mapped.contains(&inode),
-        timers_expired: false,
+        timer_patience_ns: TIMER_PATIENCE_NS,
     });
     let (took, used_ns) = (start.elapsed(), processor_ns() - used_before);
     fs::write(directory.join("save_ns"), took.as_nanos().to_string()).unwrap();

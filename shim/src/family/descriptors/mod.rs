@@ -45,6 +45,7 @@ pub use placement::{revive, stdio_identity};
 pub use table::capture;
 pub use terminals::is_known as is_known_device;
 pub use thread_files::revive as revive_thread_files;
+pub use timerfds::PATIENCE_NS as TIMER_PATIENCE_NS;
 
 /// What a save needs to know, and where its records go.
 pub struct Capture<'a> {
@@ -74,8 +75,8 @@ pub struct Capture<'a> {
     pub connecting: &'a dyn Fn(i32) -> bool,
     /// Whether the program has a shared writable mapping of the file with this device and inode.
     pub mapped_shared: &'a dyn Fn(u64, u64) -> bool,
-    /// Timers whose time had come have expired; false at first.
-    pub timers_expired: bool,
+    /// How long timers that may be due are still waited for, ns; [`TIMER_PATIENCE_NS`] at first.
+    pub timer_patience_ns: i64,
 }
 
 /// What a resume needs to know. Nothing in it lies in the region but the journal, which is only read.

@@ -13,8 +13,10 @@ use zhuque_abi::journal::Object;
 use zhuque_sys::{Errno, process, time};
 
 const SECOND: u64 = time::SECOND as u64;
-/// How long a save waits for timers that may be due, ns: longer than every processor takes that is not kept busy by others.
-const PATIENCE_NS: i64 = 20_000_000;
+/// How long a save waits for timers that may be due, ns, all in all.
+pub const PATIENCE_NS: i64 = 20_000_000;
+/// How often a timer with short periods is looked at.
+const MOST_LOOKS: u32 = 100;
 
 /// How far in the future the next expiration is, at least, while those that have been are set, ns.
 const SETTING_NS: u64 = 1_000_000;
@@ -32,11 +34,15 @@ struct State {
 /// Describes one.
 pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Result<(), Failure> {
     let mut state = look(table, found)?;
-    if state.value_ns == 0 && state.ticks == 0 {
-        if !core::mem::replace(&mut c.timers_expired, true) {
-            let_due_expire();
-        }
+    if state.value_ns == 0 && state.ticks == 0 && c.timer_patience_ns > 0 {
+        let began = time::now(libc::CLOCK_MONOTONIC);
+        let_due_expire(began + c.timer_patience_ns);
+        c.timer_patience_ns -= time::now(libc::CLOCK_MONOTONIC) - began;
         state = look(table, found)?;
+    }
+    if state.value_ns == 0 && state.interval_ns != 0 && state.ticks != 0 {
+        // In the middle of its periods.
+        state.value_ns = 1;
     }
     let State { clock, settime, ticks, value_ns, interval_ns } = state;
     found.describe(c.put, Object::TimerFd { clock, ticks, settime, value_ns, interval_ns })
@@ -44,16 +50,18 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>) -> Res
 
 /// Looks until nothing has happened in between: an expiration is counted, or still to come.
 fn look(table: &Table<'_>, found: &Found<'_>) -> Result<State, Failure> {
-    let mut before = info(table, found)?;
-    loop {
+    let (mut before, mut last) = (info(table, found)?, State::default());
+    for _ in 0..MOST_LOOKS {
         // This counts the expirations of a period that are due, as the next read would, and starts the next one.
         let (value_ns, interval_ns) = time::timerfd_remaining(found.fd).unwrap_or((0, 0));
         let after = info(table, found)?;
         if after == before {
             return Ok(State { value_ns, interval_ns, ..after });
         }
-        before = after;
+        before = State { value_ns: 0, interval_ns: 0, ..after };
+        last = State { value_ns, interval_ns, ..after };
     }
+    Ok(last)
 }
 
 /// What fdinfo says.
@@ -71,14 +79,13 @@ fn info(table: &Table<'_>, found: &Found<'_>) -> Result<State, Failure> {
 
 /// Lets every timer expire whose time has come. It expires in an interrupt of the processor on which it was armed, together
 /// with all that are due there: so this thread sleeps for a moment on each. It does not go on with the program.
-fn let_due_expire() {
+fn let_due_expire(end: i64) {
     // SAFETY: takes no pointers.
     let _ = unsafe { process::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
     // Not on this processor alone, if the program has pinned the thread.
     let _ = process::set_affinity(0, &[0xff; 128]);
     let mut all = [0u8; 128];
     process::affinity(0, &mut all);
-    let end = time::now(libc::CLOCK_MONOTONIC) + PATIENCE_NS;
     for processor in (0..8 * all.len()).filter(|index| all[index / 8] & 1 << (index % 8) != 0) {
         let mut one = [0u8; 128];
         one[processor / 8] = 1 << (processor % 8);
