@@ -1,7 +1,7 @@
 //! A save from outside (`zhuque_capture`): stops every thread of a traced program where it is, takes their registers into
 //! the region, and lets one of them write down the rest. Neighbour: `tracer`, whose thread traces the program.
-#![allow(unsafe_code)]
 
+use crate::tracer::{change_of, go_on_with};
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
@@ -70,22 +70,20 @@ fn let_run(program: Pid, stopped: &[Pid], time: Duration) {
     }
     while Instant::now() < end {
         for tid in tasks(program) {
-            let mut status = 0;
-            // SAFETY: writes the status.
-            let found = unsafe { libc::waitpid(tid.as_raw(), &mut status, libc::__WALL | libc::WNOHANG) };
-            if found > 0 && libc::WIFSTOPPED(status) {
-                let signal = if is_event(status) { 0 } else { libc::WSTOPSIG(status) };
-                // SAFETY: the request takes a number, no addresses.
-                unsafe { libc::ptrace(libc::PTRACE_CONT, tid.as_raw(), 0, i64::from(signal)) };
+            if let Ok(Some((_, status))) = change_of(tid)
+                && libc::WIFSTOPPED(status)
+            {
+                let _ = go_on_with(libc::PTRACE_CONT, tid, signal_of(status));
             }
         }
         std::thread::yield_now();
     }
 }
 
-/// Whether a stop is not for a signal that the thread is to have.
-fn is_event(status: i32) -> bool {
-    status >> 16 != 0 || libc::WSTOPSIG(status) & 0x80 != 0
+/// The signal that a stopped thread is to have; 0: the stop is for something else.
+fn signal_of(status: i32) -> i32 {
+    let event = status >> 16 != 0 || libc::WSTOPSIG(status) & 0x80 != 0;
+    if event { 0 } else { libc::WSTOPSIG(status) }
 }
 
 /// The threads that there are now.
@@ -215,9 +213,7 @@ fn let_end(tid: Pid) -> Result<(), String> {
         if Instant::now() > end {
             return Err(format!("thread {tid} does not end"));
         }
-        let mut status = 0;
-        // SAFETY: writes the status.
-        unsafe { libc::waitpid(tid.as_raw(), &mut status, libc::__WALL | libc::WNOHANG) };
+        let _ = change_of(tid);
         std::thread::yield_now();
     }
     Ok(())
@@ -232,11 +228,7 @@ fn waits_for_child(tid: Pid) -> bool {
 
 /// Stops one thread, between any two of its instructions; false if it has ended.
 fn stop(tid: Pid) -> Result<bool, String> {
-    let request = |request: libc::c_uint, signal: i32| {
-        // SAFETY: these requests take a number each, no addresses.
-        Errno::result(unsafe { libc::ptrace(request, tid.as_raw(), 0, i64::from(signal)) })
-    };
-    match request(libc::PTRACE_INTERRUPT, 0) {
+    match go_on_with(libc::PTRACE_INTERRUPT, tid, 0) {
         // It has ended, or is stopped for something else, which is seen below.
         Ok(_) | Err(Errno::ESRCH | Errno::EIO) => {}
         Err(error) => return Err(format!("cannot interrupt {tid}: {error}")),
@@ -249,20 +241,16 @@ fn stop(tid: Pid) -> Result<bool, String> {
         if began.elapsed() > LIMIT / 10 && waits_for_child(tid) {
             return Err(FORK.to_owned());
         }
-        let mut status = 0;
-        // SAFETY: writes the status.
-        let found = unsafe { libc::waitpid(tid.as_raw(), &mut status, libc::__WALL | libc::WNOHANG) };
-        match Errno::result(found) {
+        match change_of(tid) {
             Err(_) => return Ok(false),
-            Ok(0) => std::thread::yield_now(),
-            Ok(_) if !libc::WIFSTOPPED(status) => return Ok(false),
-            Ok(_) if status >> 16 == EVENT_STOP => return Ok(true),
-            Ok(_) => {
+            Ok(None) => std::thread::yield_now(),
+            Ok(Some((_, status))) if !libc::WIFSTOPPED(status) => return Ok(false),
+            Ok(Some((_, status))) if status >> 16 == EVENT_STOP => return Ok(true),
+            Ok(Some((_, status))) => {
                 // On its way into or out of a call, or with a signal that it is to have: the stop comes behind that. It
                 // has to be asked for again (any stop takes the request back, ptrace_stop in kernel/signal.c).
-                let signal = if is_event(status) { 0 } else { libc::WSTOPSIG(status) };
-                let _ = request(libc::PTRACE_CONT, signal);
-                let _ = request(libc::PTRACE_INTERRUPT, 0);
+                let _ = go_on_with(libc::PTRACE_CONT, tid, signal_of(status));
+                let _ = go_on_with(libc::PTRACE_INTERRUPT, tid, 0);
             }
         }
     }

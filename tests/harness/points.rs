@@ -60,6 +60,11 @@ enum Struck {
     Killed,
 }
 
+/// How many points `ZHUQUE_POINTS` asks for.
+pub fn asked(otherwise: u64) -> u64 {
+    std::env::var("ZHUQUE_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
 /// Stores for [`Rig::new`]. Resumes in the second can be watched.
 pub fn stores() -> [Store; 2] {
     [Store::new(), Store::without_ptrace()]

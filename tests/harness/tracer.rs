@@ -171,14 +171,19 @@ pub fn watch(launcher: u32, script: Script, limit: Duration, go: impl FnOnce()) 
 
 /// What has happened to a process that this thread has started or traces (other tests run beside it), without waiting.
 fn next_change() -> nix::Result<Option<(Pid, i32)>> {
+    change_of(Pid::from_raw(-1))
+}
+
+/// The same of one thread.
+pub(crate) fn change_of(wanted: Pid) -> nix::Result<Option<(Pid, i32)>> {
     let mut status = 0;
     // SAFETY: writes the status.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG) };
+    let pid = unsafe { libc::waitpid(wanted.as_raw(), &mut status, libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG) };
     Errno::result(pid).map(|pid| (pid > 0).then_some((Pid::from_raw(pid), status)))
 }
 
-/// Lets a stopped thread go on by `request`, and gives it a signal.
-fn go_on_with(request: libc::c_uint, pid: Pid, signal: i32) -> nix::Result<()> {
+/// Lets a stopped thread go on by `request`, and gives it a signal; or asks it to stop (PTRACE_INTERRUPT).
+pub(crate) fn go_on_with(request: libc::c_uint, pid: Pid, signal: i32) -> nix::Result<()> {
     // SAFETY: these requests take a number each, no addresses.
     Errno::result(unsafe { libc::ptrace(request, pid.as_raw(), 0, i64::from(signal)) }).map(|_| ())
 }

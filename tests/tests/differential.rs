@@ -11,7 +11,7 @@ const CALLS: u64 = 20_000;
 #[test]
 fn calls_have_the_results_that_they_have_natively() {
     let store = Store::new();
-    let points: u64 = std::env::var("ZHUQUE_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let points = zhuque_tests::points::asked(40);
     let mut random = Random::new();
     let mut compared = 0;
     for number in 0..(points * 1000).div_ceil(CALLS) {

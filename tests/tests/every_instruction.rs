@@ -13,7 +13,7 @@ use zhuque_tests::{Finished, Guest, Life, Random, Store, digest};
 const STEPS: u64 = 4000;
 
 fn points() -> u64 {
-    std::env::var("ZHUQUE_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(40)
+    zhuque_tests::points::asked(40)
 }
 
 /// Threads that take and give a lock, are born and end all the time.

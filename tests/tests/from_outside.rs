@@ -6,10 +6,6 @@ use zhuque_tests::Guest;
 use zhuque_tests::points::{self, Rig, Seen};
 use zhuque_tests::tracer::{Blow, Then};
 
-fn points() -> u64 {
-    std::env::var("ZHUQUE_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
-}
-
 /// `ZHUQUE_POINT=CALLS,STEPS`: this point only.
 fn only() -> Option<Then> {
     let text = std::env::var("ZHUQUE_POINT").ok()?;
@@ -21,7 +17,7 @@ fn check(guest: &Guest) {
     let stores = points::stores();
     let mut rig = Rig::new(&stores, guest.clone());
     let calls = rig.calls();
-    for _ in 0..only().map_or(points(), |_| 1) {
+    for _ in 0..only().map_or(points::asked(30), |_| 1) {
         let then = only().unwrap_or_else(|| rig.anywhere(calls));
         rig.point(then);
     }
