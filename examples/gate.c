@@ -1,7 +1,7 @@
 /* The calls that change what the gate keeps, or what the kernel keeps for the program, one after the other, each with a
  * look at what has become of it: wherever a failure comes, a call has been made or it has not.
  *
- * gate [ROUNDS [memory|files|sockets|signals|threads|clocks]] */
+ * gate [ROUNDS [memory|files|sockets|signals|senders|threads|clocks]] */
 #include "guest.h"
 #include <fcntl.h>
 #include <poll.h>
@@ -122,6 +122,48 @@ static void sockets(void) {
 
 static void note(int signal) { handled += signal; }
 
+static volatile int sender, code;
+
+static void whose(int signal, siginfo_t *info, void *context) {
+    (void)context;
+    handled += signal;
+    sender = info->si_pid;
+    code = info->si_code;
+}
+
+/* Each call that sends one, each while the thread waits in a call: the sender is this process, under the id it knows. */
+static void senders(void) {
+    struct sigaction action = {.sa_sigaction = whose, .sa_flags = SA_SIGINFO}, old;
+    sigset_t set, none;
+    siginfo_t queued = {.si_code = SI_QUEUE}, taken;
+    pid_t process = getpid(), self = (pid_t)syscall(SYS_gettid);
+    queued.si_pid = process;
+    CHECK(sigemptyset(&none) == 0 && sigemptyset(&set) == 0 && sigaddset(&set, SIGUSR1) == 0);
+    CHECK(sigaction(SIGUSR1, &action, &old) == 0 && pthread_sigmask(SIG_BLOCK, &set, NULL) == 0);
+    for (int way = 0; way < 8; way++) {
+        handled = sender = 0;
+        switch (way % 4) {
+        case 0: CHECK(syscall(SYS_kill, process, SIGUSR1) == 0); break;
+        case 1: CHECK(syscall(SYS_tkill, self, SIGUSR1) == 0); break;
+        case 2: CHECK(syscall(SYS_tgkill, process, self, SIGUSR1) == 0); break;
+        default: CHECK(syscall(SYS_rt_tgsigqueueinfo, process, self, SIGUSR1, &queued) == 0);
+        }
+        if (way == 3) {
+            CHECK(sigwaitinfo(&set, &taken) == SIGUSR1);
+            sender = taken.si_pid, code = taken.si_code, handled = SIGUSR1;
+        } else if (way < 6) {
+            CHECK(sigsuspend(&none) == -1 && errno == EINTR);
+        } else {
+            CHECK(ppoll(NULL, 0, NULL, &none) == -1 && errno == EINTR);
+        }
+        const int expected[] = {SI_USER, SI_TKILL, SI_TKILL, SI_QUEUE};
+        if (handled != SIGUSR1 || sender != process || code != expected[way % 4])
+            FAIL("way %d: %d handled, from %d instead of %d, code %d", way, handled, sender, process, code);
+    }
+    action.sa_handler = SIG_DFL, action.sa_flags = 0;
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0 && pthread_sigmask(SIG_UNBLOCK, &set, NULL) == 0);
+}
+
 static void signals(void) {
     struct sigaction action = {.sa_handler = note, .sa_flags = SA_RESTART}, old;
     handled = 0;
@@ -200,6 +242,7 @@ int main(int count, char **values) {
         if (!only || !strcmp(only, "files")) files();
         if (!only || !strcmp(only, "sockets")) sockets();
         if (!only || !strcmp(only, "signals")) signals();
+        if (!only || !strcmp(only, "senders")) senders();
         if (!only || !strcmp(only, "threads")) threads();
         if (!only || !strcmp(only, "clocks")) clocks();
     }

@@ -271,7 +271,8 @@ pub fn go_on(slot: &mut Slot, context: &mut Context, recovers: bool) {
     }
     match place::program_state_in(context, slot, life.vdso_before) {
         State::Critical => {
-            slot.old_pid = life.pid_before;
+            slot.old_pids.rotate_right(1);
+            slot.old_pids[0] = life.pid_before;
             slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
         }
         State::Program(retry) => {

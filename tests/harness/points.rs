@@ -106,19 +106,27 @@ impl<'a> Rig<'a> {
 
     /// One point of the guest's first life, every other time also one of what follows. Where in the gate it was.
     pub fn point(&mut self, then: Then) -> Option<Place> {
+        let twice = !self.number.is_multiple_of(2);
+        let second = twice.then(|| self.anywhere(self.resumed));
+        self.points(then, second)
+    }
+
+    /// A point of the guest's first life, and one of the life that follows. Where in the gate the first was.
+    pub fn points(&mut self, then: Then, second: Option<Then>) -> Option<Place> {
         self.number += 1;
-        let twice = self.number.is_multiple_of(2);
-        let (store, name) = (&self.stores[usize::from(twice)], format!("point-{}", self.number));
+        let (store, name) = (&self.stores[usize::from(second.is_some())], format!("point-{}", self.number));
         let script = Script { then: Some(then), ..Script::default() };
         let (mut life, seen) = Life::start_watched(store, &name, &self.guest, script);
         match self.struck(&mut life, &seen) {
-            Struck::Saved if twice => self.again(life),
-            Struck::Saved => {
-                life.resume();
-                // Only the main thread sleeps.
-                let sleeps = seen.saved_in.is_some_and(|place| place.call == libc::SYS_clock_nanosleep as u64);
-                self.end(life, sleeps);
-            }
+            Struck::Saved => match second {
+                Some(second) => self.again(life, second),
+                None => {
+                    life.resume();
+                    // Only the main thread sleeps.
+                    let sleeps = seen.saved_in.is_some_and(|place| place.call == libc::SYS_clock_nanosleep as u64);
+                    self.end(life, sleeps);
+                }
+            },
             Struck::Ended => self.end(life, false),
             Struck::Killed => remove(&life),
         }
@@ -126,8 +134,7 @@ impl<'a> Rig<'a> {
     }
 
     /// A resume of what was saved from outside, with a further blow.
-    fn again(&mut self, mut life: Life<'_>) {
-        let then = self.anywhere(self.resumed);
+    fn again(&mut self, mut life: Life<'_>, then: Then) {
         let seen = life.resume_watched(Script { then: Some(then), ..Script::default() });
         match self.struck(&mut life, &seen) {
             Struck::Saved => {

@@ -198,8 +198,29 @@ impl Store {
             let out = String::from_utf8_lossy(&told.stdout).into_owned();
             text += &format!("--- {subcommand} {}: {}\n{out}{}", arguments.join(" "), told.status, told.stderr);
         }
-        text
+        text + &self.find(name).map_or_else(String::new, |region| threads_of(region.pid))
     }
+}
+
+/// The kernel's view of a process's threads: state, signals (proc(5)), and call with arguments, stack and instruction.
+fn threads_of(pid: i32) -> String {
+    let mut text = String::from("--- threads\n");
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        let kept = ["State", "SigPnd", "ShdPnd", "SigBlk"];
+        let status = read("status")
+            .lines()
+            .filter(|line| kept.iter().any(|key| line.starts_with(key)))
+            .collect::<Vec<_>>()
+            .join(" ");
+        text += &format!(
+            "{}: {} call {}\n",
+            thread.file_name().display(),
+            status.replace('\t', " "),
+            read("syscall").trim()
+        );
+    }
+    text
 }
 
 impl Default for Store {

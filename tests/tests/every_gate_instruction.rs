@@ -76,6 +76,7 @@ sections! {
     sockets: "sockets" [SYS_socket SYS_bind SYS_listen SYS_connect SYS_accept4 SYS_epoll_create1 SYS_epoll_ctl
                         SYS_socketpair SYS_close];
     signals: "signals" [SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigpending SYS_rt_sigtimedwait];
+    senders: "senders" [SYS_kill SYS_tkill SYS_tgkill SYS_rt_tgsigqueueinfo SYS_rt_sigsuspend SYS_ppoll SYS_rt_sigtimedwait];
     clocks: "clocks" [SYS_clock_gettime SYS_epoll_wait SYS_clock_nanosleep SYS_timerfd_settime SYS_poll];
     threads: "threads" [SYS_clone3 SYS_exit SYS_mmap SYS_mprotect];
 }

@@ -6,20 +6,25 @@ use zhuque_tests::Guest;
 use zhuque_tests::points::{self, Rig, Seen};
 use zhuque_tests::tracer::{Blow, Then};
 
-/// `ZHUQUE_POINT=CALLS,STEPS`: this point only.
-fn only() -> Option<Then> {
+/// `ZHUQUE_POINT=CALLS,STEPS`: this point only. `CALLS,STEPS,CALLS,STEPS`: that, and one in the life that follows.
+fn only() -> Option<(Then, Option<Then>)> {
     let text = std::env::var("ZHUQUE_POINT").ok()?;
-    let (calls, steps) = text.split_once(',')?;
-    Some(Then { thread: None, calls: calls.parse().ok()?, steps: steps.parse().ok()?, blow: Blow::Outside })
+    let mut numbers = text.split(',').map(|number| number.parse().expect("ZHUQUE_POINT: numbers"));
+    let mut one = || Some(Then { thread: None, calls: numbers.next()?, steps: numbers.next()?, blow: Blow::Outside });
+    Some((one()?, one()))
 }
 
 fn check(guest: &Guest) {
     let stores = points::stores();
     let mut rig = Rig::new(&stores, guest.clone());
     let calls = rig.calls();
-    for _ in 0..only().map_or(points::asked(30), |_| 1) {
-        let then = only().unwrap_or_else(|| rig.anywhere(calls));
-        rig.point(then);
+    if let Some((first, second)) = only() {
+        rig.points(first, second);
+    } else {
+        for _ in 0..points::asked(30) {
+            let then = rig.anywhere(calls);
+            rig.point(then);
+        }
     }
     let Seen { saved, again, late, refused, recovered, inside } = rig.seen;
     println!(

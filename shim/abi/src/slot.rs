@@ -233,9 +233,9 @@ pub struct Slot {
     pub timed_number: u64,
     /// Fork: 1 once the child has its own copy of everything.
     pub fork_done: AtomicU32,
-    /// Taken from outside in the gate's own work: the kernel's process id of the life before, which a siginfo in hand may
-    /// still name, up to the end of that work. 0: none.
-    pub old_pid: u32,
+    /// Taken from outside in the gate's own work, perhaps several times: the kernel's process ids of the lives before, the
+    /// last one first, which a siginfo in hand may still name, up to the end of that work. 0: none.
+    pub old_pids: [u32; 5],
     /// See `own_power`; written under the state lock while that is 0.
     pub own_power_info: SigInfo,
     /// Scratch for time-outs that the gate passes to the kernel instead of the program's.

@@ -74,7 +74,7 @@ fn dispatch(info: &SigInfo, context: &mut Context) {
 }
 
 /// A signal of the program.
-fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Context, code: i32) {
+fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mut Context, code: i32) {
     let fault = code > 0 && FAULTS & bit(signal) != 0;
     match place::program_state(context, slot) {
         State::Program(retry) => {
@@ -95,6 +95,8 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &SigInfo, context: &mut Co
         State::Critical => {
             slot.deferred.mask = context.mask;
             slot.deferred.signal = signal;
+            // Now: it may be delivered in another life, in which the process has another id.
+            signals::virtual_sender(info, slot);
             slot.deferred.info = *info;
             slot.pending.fetch_or(pending::SIGNAL, Ordering::Relaxed);
             context.mask = !(NEVER_BLOCKED | FAULTS);
@@ -124,15 +126,9 @@ pub fn kick() {
 fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
     let life = control::life();
     let sender = (info[2] & 0xffff_ffff) as u32;
-    // A vfork child kicks itself under its own id. A kick from the life before may be in hand still: this life's id is
-    // looked at first, so that who is taken from outside between the two looks finds the other one.
-    // SAFETY: plain words, the second one this thread's.
-    let own = unsafe {
-        sender == (&raw const life.pid).read_volatile()
-            || sender != 0 && sender == (&raw const slot.old_pid).read_volatile()
-    };
+    // A vfork child kicks itself under its own id.
+    let own = signals::is_own(sender, slot);
     let kicked = code == SI_TKILL && (own || slot.borrowed != 0 && sender == process::pid());
-    slot.old_pid = 0;
     // A parent that has just come back from vfork looks like its child for some instructions more.
     if !kicked && (slot.borrowed == 0 || process::pid() == life.pid) {
         save::announce();
@@ -190,6 +186,8 @@ fn deliver_waiting(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Con
         let program = Program { signal, info, retry: retry.take(), mask: context.mask };
         signals::deliver(slot, program, context);
     }
+    // The gate's work has come to its end.
+    slot.old_pids = Default::default();
 }
 
 /// The thread goes on: an interrupted call is issued again.

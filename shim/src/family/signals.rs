@@ -255,11 +255,22 @@ fn push_frame(slot: &mut Slot, program: &Program, action: &Action, context: &mut
     Ok(())
 }
 
+/// Whether the kernel's id `sender` is the process's own: in this life, or in that in which a signal has come that this
+/// thread still has in hand.
+pub fn is_own(sender: u32, slot: &Slot) -> bool {
+    // This life's id is looked at first, so that who is taken from outside between the two looks finds the other one.
+    // SAFETY: plain words, the second ones this thread's.
+    let (now, before) = unsafe {
+        let now = (&raw const control::life().pid).read_volatile();
+        (now, (&raw const slot.old_pids).read_volatile())
+    };
+    sender != 0 && (sender == now || before.contains(&sender))
+}
+
 /// The sender's ids as the program knows them, where it is the program itself.
 pub fn virtual_sender(info: &mut SigInfo, slot: &Slot) {
     let code = (info[1] & 0xffff_ffff) as i32;
-    let (life, sender) = (control::life(), (info[2] & 0xffff_ffff) as u32);
-    if code <= 0 && (sender == life.pid || sender != 0 && sender == slot.old_pid) {
+    if code <= 0 && is_own((info[2] & 0xffff_ffff) as u32, slot) {
         // SAFETY: the field is constant after start.
         let pid = unsafe { (*control::header()).virtual_pid };
         info[2] = info[2] & !0xffff_ffff | u64::from(pid);
