@@ -1,8 +1,9 @@
 /* The calls that change what the gate keeps, or what the kernel keeps for the program, one after the other, each with a
  * look at what has become of it: wherever a failure comes, a call has been made or it has not.
  *
- * gate [ROUNDS [memory|files|sockets|signals|senders|threads|clocks]] */
+ * gate [ROUNDS [memory|files|sockets|signals|senders|threads|clocks|leaving]] */
 #include "guest.h"
+#include "on_power.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/epoll.h>
@@ -234,6 +235,24 @@ static void threads(void) {
     }
 }
 
+static void *stays(void *main_thread) {
+    CHECK(pthread_join(*(pthread_t *)main_thread, NULL) == 0);
+    sleep_us(2000);
+    printf("left\n");
+    exit(0);
+}
+
+/* The main thread ends, and may have been given the recovery signal by then: it is another one's. */
+static void leaving(void) {
+    struct sigaction action = {.sa_sigaction = on_power, .sa_flags = SA_SIGINFO};
+    static pthread_t self, other;
+    self = pthread_self();
+    CHECK(sigaction(SIGPWR, &action, NULL) == 0 && pthread_create(&other, NULL, stays, &self) == 0);
+    /* It waits by now: nothing comes in between any more. */
+    sleep_us(5000);
+    pthread_exit(NULL);
+}
+
 int main(int count, char **values) {
     long rounds = argument(count, values, 1, 3);
     const char *only = count > 2 ? values[2] : NULL;
@@ -246,6 +265,7 @@ int main(int count, char **values) {
         if (!only || !strcmp(only, "threads")) threads();
         if (!only || !strcmp(only, "clocks")) clocks();
     }
+    if (only && !strcmp(only, "leaving")) leaving();
     printf("%016lx\n", digest);
     return 0;
 }

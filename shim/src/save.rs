@@ -45,6 +45,13 @@ pub fn announced() -> bool {
     control::life().announced_ns.load(Ordering::Acquire) != 0
 }
 
+/// A thread ends, and may be the only one that has heard of a power failure: another one hears of it.
+pub fn leave() {
+    if announced() {
+        let _ = process::kill(process::pid() as i32, libc::SIGPWR as u32);
+    }
+}
+
 /// Saves the calling thread, whose state `context` is; leads the save if nobody does yet. Does not return.
 pub fn save_this_thread(slot: &mut Slot, context: &mut Context, retry: Option<Retry>) -> ! {
     let life = control::life();

@@ -54,6 +54,9 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
             false if Instant::now() > end => return Err("a thread of it is being revived all the time".to_owned()),
             false => {}
         }
+        for &tid in &threads {
+            capture.let_go(tid).map_err(|error| error.to_string())?;
+        }
         let_run(program, &threads, moment);
         // Longer each time: on a busy machine a thread may not have run at all.
         moment *= 2;

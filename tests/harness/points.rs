@@ -47,6 +47,8 @@ pub struct Rig<'a> {
     /// Calls that a life makes which has been resumed, about.
     resumed: u64,
     number: u64,
+    /// Every failure is followed by a recovery handler, but where the second one meets the program at its end.
+    pub recovers: bool,
     /// What has been seen.
     pub seen: Seen,
 }
@@ -76,7 +78,7 @@ impl<'a> Rig<'a> {
         let native = guest.finish_natively(&stores[0], &stores[0].work_dir("native"));
         assert_eq!(native.status, 0, "natively: {}", native.stderr);
         let (seen, random) = (Seen::default(), Random::new());
-        Rig { stores, guest, native, random, resumed: RESUMED_CALLS, number: 0, seen }
+        Rig { stores, guest, native, random, resumed: RESUMED_CALLS, number: 0, recovers: false, seen }
     }
 
     /// Watches a whole run.
@@ -210,6 +212,9 @@ impl<'a> Rig<'a> {
                 life.wrong("has not had its recovery signal once for each failure");
             }
             values.push(value);
+        }
+        if self.recovers && handlers.is_empty() && life.failures > 0 {
+            life.wrong("has had no recovery signal");
         }
         self.seen.recovered += handlers.len() as u64;
         life.remove();

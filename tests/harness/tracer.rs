@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,9 @@ pub enum Moment {
 pub struct Script {
     /// The power fails at this call.
     pub fail: Option<(u64, Moment)>,
+    /// Nobody but the thread that makes it hears of the failure. Not for a program that forks: the gate's kicks, by which
+    /// it stops all threads, and the signal to one thread would be one.
+    pub alone: bool,
     /// What follows.
     pub then: Option<Then>,
     /// Every instruction is looked at instead.
@@ -401,12 +405,21 @@ impl Tracer {
     fn fail(&mut self, pid: Pid) -> nix::Result<()> {
         self.seen.failed_in = ptrace::getregs(pid)?.orig_rax as i64;
         self.seen.failed_at = self.script.fail.map(|(call, _)| call);
-        // This thread may be ending; then the others hear of it.
-        if let Some(program) = self.program {
+        // This thread may be ending, or be about to block signals; then the others hear of it.
+        let inside = self.script.fail.is_some_and(|(_, moment)| moment == Moment::Inside);
+        let deaf = !self.script.alone || inside || blocks(pid, Signal::SIGPWR);
+        if let (true, Some(program)) = (deaf, self.program) {
             kill(program, Signal::SIGPWR)?;
         }
         // At the stop of a call the kernel sends the signal, rather than deliver it (ptrace(2)).
         let request = if self.counting() { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
         go_on_with(request, pid, libc::SIGPWR)
     }
+}
+
+/// Whether a thread blocks a signal (proc(5)).
+fn blocks(thread: Pid, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).map_or("0", str::trim);
+    u64::from_str_radix(mask, 16).is_ok_and(|mask| mask & 1 << (signal as u64 - 1) != 0)
 }

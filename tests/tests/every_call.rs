@@ -28,6 +28,11 @@ fn points(calls: u64, random: &mut Random) -> Vec<(u64, Moment)> {
 }
 
 fn check_every_call(guest: &Guest) {
+    check(guest, false);
+}
+
+/// `alone`: see [`Script::alone`].
+fn check(guest: &Guest, alone: bool) {
     let store = Store::new();
     let native = guest.finish_natively(&store, &store.work_dir("native"));
     assert_eq!(native.status, 0, "natively: {}", native.stderr);
@@ -41,7 +46,7 @@ fn check_every_call(guest: &Guest) {
             &store,
             &name,
             guest,
-            Script { fail: Some((call, moment)), then: Some(COUNTED), ..Script::default() },
+            Script { fail: Some((call, moment)), then: Some(COUNTED), alone, ..Script::default() },
         );
         match seen.status {
             SAVED => {
@@ -84,6 +89,13 @@ fn sqlite3() {
     let script = "create table t(a, b); begin; insert into t select value, value * 7 from generate_series(1, 300);
         commit; update t set b = b + 1 where a % 3 = 0; select count(*), sum(b) from t; pragma integrity_check;";
     check_every_call(&Guest::installed("sqlite3").args(["-batch", "rows.db", script]));
+}
+
+/// Of threads that end, one may be the only one that has heard of the failure.
+#[test]
+fn failures_of_which_one_thread_hears() {
+    check(&Guest::c("threads").args(["4", "20"]), true);
+    check(&Guest::c("reuse").args(["4", "20"]), true);
 }
 
 /// One test for each guest, so that they run side by side and fail by themselves.

@@ -35,6 +35,7 @@ fn choose(spots: &Spots, each: usize, random: &mut Random) -> Vec<(Spot, Point)>
 fn check(section: &str, calls: &[i64]) {
     let stores = points::stores();
     let (mut rig, mut random) = (Rig::new(&stores, Guest::c("gate").args(["1", section])), Random::new());
+    rig.recovers = section == "leaving";
     let scan = rig.scan();
     let (mut all, mut exact) = (0, 0);
     for &call in calls {
@@ -78,5 +79,6 @@ sections! {
     signals: "signals" [SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigpending SYS_rt_sigtimedwait];
     senders: "senders" [SYS_kill SYS_tkill SYS_tgkill SYS_rt_tgsigqueueinfo SYS_rt_sigsuspend SYS_ppoll SYS_rt_sigtimedwait];
     clocks: "clocks" [SYS_clock_gettime SYS_epoll_wait SYS_clock_nanosleep SYS_timerfd_settime SYS_poll];
+    leaving: "leaving" [SYS_exit];
     threads: "threads" [SYS_clone3 SYS_exit SYS_mmap SYS_mprotect];
 }

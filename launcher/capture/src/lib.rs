@@ -31,7 +31,7 @@ use zhuque_abi::layout::{
     SLOTS_OFFSET,
 };
 use zhuque_abi::life::LifeThread;
-use zhuque_abi::slot::{SigInfo, Slot, state};
+use zhuque_abi::slot::{SigInfo, Slot, pending, state};
 
 /// Why a program cannot be saved from outside.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +113,16 @@ impl<'a> Capture<'a> {
         let life = self.base + LIFE_OFFSET;
         let early = (life..life + LIFE_BYTES).contains(&thread.registers.rsp.wrapping_sub(1));
         if early && !self.leaves(&thread) { Err(Error::Early) } else { Ok(()) }
+    }
+
+    /// Before a thread that has been stopped goes on, untaken: a call that the stop has ended with EINTR, as it does
+    /// epoll_wait(2) (signal(7)), is issued again by the gate.
+    pub fn let_go(&self, tid: Pid) -> Result<(), Error> {
+        let Some(index) = self.slot_of(&Stopped::look(tid)?) else { return Ok(()) };
+        let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
+        let waiting = self.slot_u32(at, offset_of!(Slot, pending))? | pending::KICK;
+        self.control.write_all_at(&waiting.to_le_bytes(), at + offset_of!(Slot, pending) as u64)?;
+        Ok(())
     }
 
     /// Takes one thread. `stop` is the signal at whose delivery it has stopped, if it has: that comes again.

@@ -62,6 +62,21 @@ pub fn send(tid: u32, info: SigInfo) -> bool {
     true
 }
 
+/// A thread ends: the recovery signal that it has not taken is the others'.
+pub fn leave(slot: &Slot) {
+    let lives = 1..=control::life().generation;
+    match take_own(slot) {
+        Some(found) if lives.contains(&found[3]) && found == info(found[3]) => keep(found[3]),
+        _ => return,
+    }
+    for index in 0..control::slots() {
+        let tid = control::life_thread(index).tid.load(Ordering::Acquire);
+        if tid != 0 {
+            let _ = signal::send(process::pid(), tid, SIGPWR);
+        }
+    }
+}
+
 /// Whether one waits for this thread.
 pub fn waits(slot: &Slot) -> bool {
     // SAFETY: an atomic field of the control mapping.
@@ -131,7 +146,8 @@ pub fn info(generation: u64) -> SigInfo {
     let mut info: SigInfo = [0; 16];
     info[0] = u64::from(SIGPWR);
     info[1] = SI_QUEUE as u32 as u64;
-    info[2] = u64::from(control::life().pid);
+    // As the program knows it: it may be taken in a later life.
+    info[2] = u64::from(super::ids::virtual_pid());
     info[3] = generation;
     info
 }

@@ -255,6 +255,9 @@ fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
     slot.state.store(state::EXITING, Ordering::Release);
     control::life_thread(slot.index as usize).tid.store(0, Ordering::Release);
     drop(lock);
+    // Nobody chooses it any more: what it has been given until now and will not live to do is the others'.
+    crate::save::leave();
+    super::recovery::leave(slot);
     register_for_exit(slot);
     // SAFETY: nothing of the program runs on this thread any more.
     unsafe { zhuque_exit_thread(slot.state.as_ptr()) }
