@@ -165,11 +165,25 @@ static void senders(void) {
     CHECK(sigaction(SIGUSR1, &action, NULL) == 0 && pthread_sigmask(SIG_UNBLOCK, &set, NULL) == 0);
 }
 
+/* What a handler's return puts back is what was there: the mask, and no alternate stack. */
+static void check_back(const sigset_t *blocked) {
+    sigset_t now;
+    stack_t stack;
+    CHECK(pthread_sigmask(SIG_BLOCK, NULL, &now) == 0 && sigaltstack(NULL, &stack) == 0);
+    CHECK(sigismember(&now, SIGPWR) == sigismember(blocked, SIGPWR) && !sigismember(&now, SIGUSR1));
+    if (stack.ss_flags != SS_DISABLE) FAIL("an alternate stack at %p, %zu bytes", stack.ss_sp, stack.ss_size);
+}
+
 static void signals(void) {
     struct sigaction action = {.sa_handler = note, .sa_flags = SA_RESTART}, old;
+    sigset_t power;
     handled = 0;
+    CHECK(sigemptyset(&power) == 0 && sigaddset(&power, SIGPWR) == 0);
     CHECK(sigaction(SIGUSR1, &action, &old) == 0 && old.sa_handler == SIG_DFL);
+    CHECK(pthread_sigmask(SIG_BLOCK, &power, NULL) == 0);
     CHECK(raise(SIGUSR1) == 0 && handled == SIGUSR1);
+    check_back(&power);
+    CHECK(pthread_sigmask(SIG_UNBLOCK, &power, NULL) == 0);
     action.sa_handler = SIG_IGN;
     CHECK(sigaction(SIGUSR1, &action, &old) == 0 && old.sa_handler == note);
     CHECK(raise(SIGUSR1) == 0 && handled == SIGUSR1);

@@ -269,8 +269,12 @@ pub fn go_on(slot: &mut Slot, context: &mut Context, recovers: bool) {
     if recovers {
         recovery::give(slot, life.generation);
     }
+    let leaves = place::in_sigreturn(context.machine.rip);
     match place::program_state_in(context, slot, life.vdso_before) {
         State::Critical => {
+            if leaves {
+                handler::kick();
+            }
             slot.old_pids.rotate_right(1);
             slot.old_pids[0] = life.pid_before;
             slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);

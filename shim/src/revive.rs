@@ -302,6 +302,8 @@ fn after_commit(args: &ResumeArgs) {
             _ => {}
         }
     }
+    // SAFETY: as above.
+    saved_slots().for_each(|slot| threads::note_cleared(unsafe { &mut *slot }));
     choose_recovery();
     let lost = processes::lose_children();
     if lost > 0 {

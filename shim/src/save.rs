@@ -7,7 +7,7 @@
 
 use crate::context::Context;
 use crate::control::{self, Lock};
-use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick};
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, kick_others};
 use crate::family::limits::{self, ENOUGH};
 use crate::family::{self, clocks, signals};
 use crate::journal::Journal;
@@ -48,7 +48,7 @@ pub fn announced() -> bool {
 /// A thread ends, and may be the only one that has heard of a power failure: another one hears of it.
 pub fn leave() {
     if announced() {
-        let _ = process::kill(process::pid() as i32, libc::SIGPWR as u32);
+        kick_others();
     }
 }
 

@@ -67,6 +67,14 @@ pub fn asked(otherwise: u64) -> u64 {
     std::env::var("ZHUQUE_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
+/// `ZHUQUE_POINT=CALLS,STEPS`: this point only. `CALLS,STEPS,CALLS,STEPS`: that, and one in the life that follows.
+pub fn only() -> Option<(Then, Option<Then>)> {
+    let text = std::env::var("ZHUQUE_POINT").ok()?;
+    let mut numbers = text.split(',').map(|number| number.parse().expect("ZHUQUE_POINT: numbers"));
+    let mut one = || Some(Then { thread: None, calls: numbers.next()?, steps: numbers.next()?, blow: Blow::Outside });
+    Some((one()?, one()))
+}
+
 /// Stores for [`Rig::new`]. Resumes in the second can be watched.
 pub fn stores() -> [Store; 2] {
     [Store::new(), Store::without_ptrace()]

@@ -4,21 +4,12 @@
 
 use zhuque_tests::Guest;
 use zhuque_tests::points::{self, Rig, Seen};
-use zhuque_tests::tracer::{Blow, Then};
-
-/// `ZHUQUE_POINT=CALLS,STEPS`: this point only. `CALLS,STEPS,CALLS,STEPS`: that, and one in the life that follows.
-fn only() -> Option<(Then, Option<Then>)> {
-    let text = std::env::var("ZHUQUE_POINT").ok()?;
-    let mut numbers = text.split(',').map(|number| number.parse().expect("ZHUQUE_POINT: numbers"));
-    let mut one = || Some(Then { thread: None, calls: numbers.next()?, steps: numbers.next()?, blow: Blow::Outside });
-    Some((one()?, one()))
-}
 
 fn check(guest: &Guest) {
     let stores = points::stores();
     let mut rig = Rig::new(&stores, guest.clone());
     let calls = rig.calls();
-    if let Some((first, second)) = only() {
+    if let Some((first, second)) = points::only() {
         rig.points(first, second);
     } else {
         for _ in 0..points::asked(30) {

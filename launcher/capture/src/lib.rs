@@ -30,7 +30,7 @@ use zhuque_abi::layout::{
     JOURNAL_OFFSET, LIFE_BYTES, LIFE_OFFSET, LIFE_SCRATCH, LIFE_SCRATCH_BYTES, LIFE_THREADS, MAX_THREADS, SLOT_STRIDE,
     SLOTS_OFFSET,
 };
-use zhuque_abi::life::LifeThread;
+use zhuque_abi::life::{Life, LifeThread};
 use zhuque_abi::slot::{SigInfo, Slot, pending, state};
 
 /// Why a program cannot be saved from outside.
@@ -116,10 +116,24 @@ impl<'a> Capture<'a> {
     }
 
     /// Before a thread that has been stopped goes on, untaken: a call that the stop has ended with EINTR, as it does
-    /// epoll_wait(2) (signal(7)), is issued again by the gate.
+    /// epoll_wait(2) (signal(7)), is issued again: by the gate where the thread is in its work, else by the kernel. Not while
+    /// the program saves itself, which has the region as it is then.
     pub fn let_go(&self, tid: Pid) -> Result<(), Error> {
-        let Some(index) = self.slot_of(&Stopped::look(tid)?) else { return Ok(()) };
+        let mut thread = Stopped::look(tid)?;
+        let life = self.base + LIFE_OFFSET;
+        let [announced] = stopped::read_words(tid, life + offset_of!(Life, announced_ns) as u64)?;
+        let Some(index) = self.slot_of(&thread).filter(|_| announced == 0) else { return Ok(()) };
         let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
+        let stacks = self.base + at..self.base + at + SLOT_STRIDE;
+        if !stacks.contains(&thread.registers.rsp.wrapping_sub(1)) {
+            return thread.begin_again();
+        }
+        let elsewhere = [offset_of!(Slot, borrowed), offset_of!(Slot, suspended)];
+        for word in elsewhere {
+            if self.slot_u32(at, word)? != 0 {
+                return Ok(());
+            }
+        }
         let waiting = self.slot_u32(at, offset_of!(Slot, pending))? | pending::KICK;
         self.control.write_all_at(&waiting.to_le_bytes(), at + offset_of!(Slot, pending) as u64)?;
         Ok(())
@@ -138,6 +152,7 @@ impl<'a> Capture<'a> {
         if self.slot_u32(at, offset_of!(Slot, state))? == state::FREE {
             return Err(Error::NoSlot(tid));
         }
+        thread.undo_dispatch()?;
         thread.end_call();
         thread.leave_rseq(self.slot_u64(at, offset_of!(Slot, rseq))?)?;
         let place = Place::in_slot(slot, thread.registers.rsp);

@@ -61,6 +61,18 @@ impl Stopped {
         Ok(Stopped { tid, registers, extended, mask, name })
     }
 
+    /// A call that was turned away (Syscall User Dispatch), and whose SIGSYS is still to come: it is issued again. The kernel
+    /// has put its number back, and the counter stands behind it.
+    pub fn undo_dispatch(&mut self) -> Result<(), Error> {
+        /// SYS_USER_DISPATCH.
+        const DISPATCHED: u64 = 2;
+        if waiting(self.tid)?.iter().any(|info| info[0] as i32 == libc::SIGSYS && info[1] & 0xffff_ffff == DISPATCHED) {
+            self.registers.rip -= 2;
+            self.registers.orig_rax = u64::MAX;
+        }
+        Ok(())
+    }
+
     /// A call that the stop has interrupted: issued again, or ended with EINTR, as the kernel does it for a handler that
     /// was installed with SA_RESTART (arch/x86/kernel/signal.c, handle_signal).
     pub fn end_call(&mut self) {
@@ -78,6 +90,19 @@ impl Stopped {
         } else if ENDED.contains(&(r.rax as i64)) {
             r.rax = -i64::from(libc::EINTR) as u64;
         }
+    }
+
+    /// A call that the stop alone has ended with EINTR is to be issued again, when the thread goes on.
+    pub fn begin_again(&mut self) -> Result<(), Error> {
+        let r = &mut self.registers;
+        let interrupted = r.orig_rax as i64 >= 0 && r.rax as i64 == -i64::from(libc::EINTR);
+        if !interrupted || has_signal(self.tid)? {
+            return Ok(());
+        }
+        r.rip -= 2;
+        r.rax = r.orig_rax;
+        r.orig_rax = u64::MAX;
+        ptrace::setregs(self.tid, *r).or_else(kernel("registers"))
     }
 
     /// A critical section of rseq(2) is aborted, as the kernel does it at a signal (kernel/rseq.c). `area`: what the
@@ -114,6 +139,16 @@ pub fn read_words<const N: usize>(tid: Pid, address: u64) -> Result<[u64; N], Er
     }
 }
 
+/// Whether a signal waits that the thread does not block (proc(5)).
+fn has_signal(tid: Pid) -> Result<bool, Error> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let set = |name: &str| {
+        let text = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        u64::from_str_radix(text.trim(), 16).unwrap_or(0)
+    };
+    Ok((set("SigPnd:") | set("ShdPnd:")) & !set("SigBlk:") != 0)
+}
+
 /// Whether a thread has ended: the main one stays as a zombie while others go on.
 pub fn has_ended(tid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
@@ -123,6 +158,13 @@ pub fn has_ended(tid: Pid) -> bool {
 
 /// Signals that wait for this thread alone; not those of the gate's own.
 pub fn pending(tid: Pid) -> Result<Vec<SigInfo>, Error> {
+    let mut all = waiting(tid)?;
+    all.retain(|info| ![libc::SIGPWR, libc::SIGSYS].contains(&(info[0] as i32)));
+    Ok(all)
+}
+
+/// All signals that wait for this thread alone.
+fn waiting(tid: Pid) -> Result<Vec<SigInfo>, Error> {
     /// struct ptrace_peeksiginfo_args: from where on, flags and how many.
     #[repr(C)]
     struct Wanted {
@@ -142,8 +184,6 @@ pub fn pending(tid: Pid) -> Result<Vec<SigInfo>, Error> {
             break;
         }
     }
-    let own = [libc::SIGPWR, libc::SIGSYS].map(|signal| signal as u64);
-    all.retain(|info| !own.contains(&(info[0] & 0xffff_ffff)));
     Ok(all)
 }
 

@@ -161,7 +161,8 @@ pub struct Slot {
     pub gate_stack: u64,
     /// See [`pending`].
     pub pending: AtomicU32,
-    /// 1: the program has sent SIGPWR to this thread itself, as `own_power_info` says, and it has not taken it yet.
+    /// 1: the program has sent SIGPWR to this thread itself, as `own_power_info` says, and it has not taken it yet; 2: that
+    /// is the recovery signal, which it was in no state to take.
     pub own_power: AtomicU32,
     /// 1: a vfork child runs on this slot.
     pub borrowed: u32,

@@ -76,7 +76,13 @@ fn dispatch(info: &SigInfo, context: &mut Context) {
 /// A signal of the program.
 fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mut Context, code: i32) {
     let fault = code > 0 && FAULTS & bit(signal) != 0;
-    match place::program_state(context, slot) {
+    let leaves = place::in_sigreturn(context.machine.rip);
+    let state = place::program_state(context, slot);
+    if matches!(state, State::Critical) {
+        // Now: it may be delivered in another life, in which the process has another id.
+        signals::virtual_sender(info, slot);
+    }
+    match state {
         State::Program(retry) => {
             let program = Program { signal, info: *info, retry, mask: context.mask };
             signals::deliver(slot, program, context);
@@ -86,17 +92,16 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
             // A fault of our own code. The signal is the program's death; leave the kernel to it, at the instruction.
             crate::die::fault(signal, context.machine.rip, info[2]);
         }
-        State::Critical if slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 => {
-            // There is room for one, which has all others blocked but those that an instruction causes. Somebody has
-            // sent one of these: the kernel keeps it until the first has been delivered.
+        State::Critical if leaves || slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 => {
+            // There is room for one, which has all others blocked but those that an instruction causes; and none where
+            // the gate's exit does not come. Somebody has sent one of these: the kernel keeps it until the first has been
+            // delivered, or the mask is the program's.
             context.mask |= bit(signal);
             queue_for_self(signal, info);
         }
         State::Critical => {
             slot.deferred.mask = context.mask;
             slot.deferred.signal = signal;
-            // Now: it may be delivered in another life, in which the process has another id.
-            signals::virtual_sender(info, slot);
             slot.deferred.info = *info;
             slot.pending.fetch_or(pending::SIGNAL, Ordering::Relaxed);
             context.mask = !(NEVER_BLOCKED | FAULTS);
@@ -120,6 +125,17 @@ pub fn send_to_self(signal: u32) {
 /// The calling thread looks about, behind what it is doing now.
 pub fn kick() {
     send_to_self(libc::SIGPWR as u32);
+}
+
+/// All others look about.
+pub fn kick_others() {
+    let (pid, own) = (process::pid(), process::tid());
+    for index in 0..control::slots() {
+        let tid = control::life_thread(index).tid.load(Ordering::Acquire);
+        if tid != 0 && tid != own {
+            let _ = zhuque_sys::signal::send(pid, tid, libc::SIGPWR as u32);
+        }
+    }
 }
 
 /// SIGPWR.

@@ -122,6 +122,12 @@ pub fn program_state_in(context: &mut Context, slot: &mut Slot, vdso: [u64; 2]) 
     State::Program(retry)
 }
 
+/// Whether a thread at `pc` is about to do the program's rt_sigreturn, for which its frame has been made fit already. It
+/// does not come by the gate's exit any more: what waits for it needs a signal.
+pub fn in_sigreturn(pc: u64) -> bool {
+    (at(zhuque_sigreturn)..=at(zhuque_sigreturn_syscall)).contains(&pc)
+}
+
 /// The cases inside the gate's text.
 fn gate_state(context: &mut Context, slot: &mut Slot, pc: u64) -> State {
     let m = &mut context.machine;
@@ -134,12 +140,6 @@ fn gate_state(context: &mut Context, slot: &mut Slot, pc: u64) -> State {
         slot.retry.valid = 0;
         context.machine.rip = sites::visible(slot.frame.rip);
         return State::Program((retry.valid != 0).then_some(retry));
-    }
-    if (at(zhuque_sigreturn)..=at(zhuque_sigreturn_syscall)).contains(&pc) {
-        context.load(&slot.frame);
-        context.machine.rax = libc::SYS_rt_sigreturn as u64;
-        context.machine.rip = sites::call_site(slot.frame.rip);
-        return State::Program(None);
     }
     if (at(zhuque_vfork_begin)..=at(zhuque_vfork_syscall)).contains(&pc) {
         m.rip = at(zhuque_vfork_abort);

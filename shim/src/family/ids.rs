@@ -134,7 +134,7 @@ pub fn send_signal(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
 
 const SIGPWR: u64 = libc::SIGPWR as u64;
 /// si_code of tgkill.
-const SI_TKILL: u32 = -6i32 as u32;
+pub const SI_TKILL: u32 = -6i32 as u32;
 
 /// The kernel's id of the thread that a SIGPWR of the program's own is meant for, with its siginfo, if the call names a
 /// thread. A SIGPWR for the process announces a power failure, whoever sends it.

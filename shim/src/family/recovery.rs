@@ -9,7 +9,7 @@
 
 use super::signals;
 use crate::control::{self, Lock};
-use crate::entry::handler::{FAULTS, NEVER_BLOCKED};
+use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick_others};
 use core::sync::atomic::Ordering;
 use zhuque_abi::slot::{SigInfo, Slot, pending};
 use zhuque_sys::signal::{self, bit};
@@ -17,11 +17,17 @@ use zhuque_sys::{Errno, process};
 
 const SIGPWR: u32 = libc::SIGPWR as u32;
 const SI_QUEUE: i32 = -1;
+/// Place of the value in a siginfo.
+const GENERATION: usize = 3;
 
-/// Remembers a recovery signal that the program has blocked.
+/// Values of `Slot::own_power`.
+const SENT: u32 = 1;
+const GIVEN: u32 = 2;
+
+/// Remembers a recovery signal that the program has blocked. One can be pending: the newest.
 pub fn keep(generation: u64) {
     // SAFETY: an atomic field of the control mapping.
-    unsafe { (*control::globals()).recovery.store(generation, Ordering::Release) };
+    unsafe { (*control::globals()).recovery.fetch_max(generation, Ordering::AcqRel) };
 }
 
 /// Remembers a recovery signal for this thread, which is in no state to take it: as if it had been sent to it. A program
@@ -31,7 +37,7 @@ pub fn give(slot: &mut Slot, generation: u64) {
         return keep(generation);
     }
     slot.own_power_info = info(generation);
-    slot.own_power.store(1, Ordering::Release);
+    slot.own_power.store(GIVEN, Ordering::Release);
 }
 
 /// Remembers a SIGPWR that the program sends to its thread with the kernel's id `tid`, and tells the thread to look. One
@@ -49,7 +55,7 @@ pub fn send(tid: u32, info: SigInfo) -> bool {
         }
         if (*slot).own_power.load(Ordering::Acquire) == 0 {
             core::ptr::write_volatile(&raw mut (*slot).own_power_info, info);
-            (*slot).own_power.store(1, Ordering::Release);
+            (*slot).own_power.store(SENT, Ordering::Release);
         }
     }
     // By the id that it has now: it was another one if this thread was taken over into a new life meanwhile (`outside`).
@@ -62,30 +68,29 @@ pub fn send(tid: u32, info: SigInfo) -> bool {
     true
 }
 
-/// A thread ends: the recovery signal that it has not taken is the others'.
+/// A thread ends: the recovery signal is the others', if it has been given to it or none of them has been told.
 pub fn leave(slot: &Slot) {
-    let lives = 1..=control::life().generation;
-    match take_own(slot) {
-        Some(found) if lives.contains(&found[3]) && found == info(found[3]) => keep(found[3]),
-        _ => return,
+    if slot.own_power.load(Ordering::Acquire) == GIVEN {
+        keep(slot.own_power_info[GENERATION]);
     }
-    for index in 0..control::slots() {
-        let tid = control::life_thread(index).tid.load(Ordering::Acquire);
-        if tid != 0 {
-            let _ = signal::send(process::pid(), tid, SIGPWR);
-        }
+    slot.own_power.store(0, Ordering::Release);
+    if waits(slot) {
+        kick_others();
     }
 }
 
-/// Whether one waits for this thread.
+/// Whether one waits for this thread. A vfork child has none.
 pub fn waits(slot: &Slot) -> bool {
     // SAFETY: an atomic field of the control mapping.
     let recovery = unsafe { (*control::globals()).recovery.load(Ordering::Acquire) };
-    recovery != 0 || slot.own_power.load(Ordering::Acquire) != 0
+    slot.borrowed == 0 && (recovery != 0 || slot.own_power.load(Ordering::Acquire) != 0)
 }
 
 /// Takes one that waits for this thread: its own first, as the kernel does.
 pub fn take(slot: &Slot) -> Option<SigInfo> {
+    if !waits(slot) {
+        return None;
+    }
     take_own(slot).or_else(take_recovery)
 }
 
@@ -148,6 +153,6 @@ pub fn info(generation: u64) -> SigInfo {
     info[1] = SI_QUEUE as u32 as u64;
     // As the program knows it: it may be taken in a later life.
     info[2] = u64::from(super::ids::virtual_pid());
-    info[3] = generation;
+    info[GENERATION] = generation;
     info
 }

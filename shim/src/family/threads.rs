@@ -237,13 +237,33 @@ fn exit_group(status: u64) -> Result64 {
     process::exit_group(status as i32)
 }
 
+/// A signal that a thread has put off and will not live to handle is another one's, if it was the process'. (What tgkill
+/// has sent was not.)
+fn pass_on(slot: &mut Slot) {
+    while slot.pending.swap(0, Ordering::Relaxed) & pending::SIGNAL != 0 {
+        let (number, info) = (u64::from(slot.deferred.signal), &raw const slot.deferred.info);
+        if slot.deferred.info[1] as u32 == super::ids::SI_TKILL {
+            return;
+        }
+        // SAFETY: a plain word, another one in another life.
+        let pid = unsafe { u64::from((&raw const control::life().pid).read_volatile()) };
+        // By the way of calls that wait, which are not begun in another life than that in which the id was looked at.
+        let mut sent = wait_call(slot, libc::SYS_rt_sigqueueinfo, [pid, number, info as u64, 0, 0, 0]);
+        if sent == error(libc::EPERM) {
+            // What the kernel and kill(2) send, only the main thread may send again.
+            sent = wait_call(slot, libc::SYS_kill, [pid, number, 0, 0, 0, 0]);
+        }
+        if sent.is_err() && slot.retry.valid != 0 {
+            slot.retry.valid = 0;
+            slot.pending.fetch_or(pending::SIGNAL, Ordering::Relaxed);
+        }
+    }
+}
+
 /// exit(2) of one thread. The last one's is the program's end.
 fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
     signal::set_mask(!0);
-    if slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 {
-        // A signal that this thread will not live to handle is another one's, if it was the process'.
-        let _ = signal::queue_process(control::life().pid, slot.deferred.signal, &slot.deferred.info);
-    }
+    pass_on(slot);
     let lock = Lock::state();
     let others = (0..control::slots()).filter(|&index| index != slot.index as usize);
     // SAFETY: atomic fields of the control mapping.
@@ -261,6 +281,16 @@ fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
     register_for_exit(slot);
     // SAFETY: nothing of the program runs on this thread any more.
     unsafe { zhuque_exit_thread(slot.state.as_ptr()) }
+}
+
+/// In a new life, before its threads run. One that was taken from outside on its way out may have had its word cleared by
+/// the kernel at the end of the life before: not once more, since who has seen that may use it for something else.
+pub fn note_cleared(slot: &mut Slot) {
+    // SAFETY: a plain word of the program's.
+    let cleared = || unsafe { user::read::<u32>(slot.clear_tid) } == Ok(0);
+    if slot.state.load(Ordering::Relaxed) == state::EXITING && slot.clear_tid != 0 && cleared() {
+        slot.clear_tid = 0;
+    }
 }
 
 /// From here to the kernel's exit nothing of the program runs on this thread, so the kernel may do what the program has
