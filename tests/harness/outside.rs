@@ -13,7 +13,7 @@ use zhuque_abi::header::{Header, Phase};
 use zhuque_abi::layout::{RESERVED_BYTES, SLOT_STRIDE, SLOTS_OFFSET};
 use zhuque_abi::slot::{Frame, Slot};
 use zhuque_capture::stopped::has_ended;
-use zhuque_capture::{Capture, Error, Taken};
+use zhuque_capture::{Capture, Error, Part, Taken};
 
 /// PTRACE_EVENT_STOP.
 const EVENT_STOP: i32 = 128;
@@ -51,7 +51,7 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
                 let leader = capture.lead().map_err(|error| error.to_string())?;
                 return Ok(Saved { leader, place, mapped: gate.mapped(program, leader)? });
             }
-            false if Instant::now() > end => return Err("a thread of it is being revived all the time".to_owned()),
+            false if Instant::now() > end => return Err("no thread of it can lead the save all the time".to_owned()),
             false => {}
         }
         for &tid in &threads {
@@ -95,14 +95,18 @@ fn tasks(program: Pid) -> Vec<Pid> {
     names.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok().map(Pid::from_raw)).collect()
 }
 
-/// Takes every thread. False: one is being revived.
+/// Takes every thread. False: one is being revived, or all that there are are being born or on their way out.
 fn take(capture: &mut Capture<'_>, threads: &[Pid]) -> Result<bool, String> {
+    let mut parts = Vec::new();
     for &tid in threads {
         match capture.check(tid) {
-            Ok(()) => {}
+            Ok(part) => parts.push(part),
             Err(Error::Early) => return Ok(false),
             Err(error) => return Err(format!("thread {tid}: {error}")),
         }
+    }
+    if !parts.contains(&Part::Leads) && parts.contains(&Part::Follows) {
+        return Ok(false);
     }
     for &tid in threads {
         match capture.thread(tid, None) {

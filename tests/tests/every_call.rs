@@ -137,5 +137,6 @@ guests! {
     timers: "timers" "2";
     vector_registers: "vectors" "50";
     vforks: "vforks" "2";
+    waits_that_a_stop_would_end: "stopped" "10";
     waits: "waits" "1";
 }

@@ -67,5 +67,6 @@ guests! {
     unix_sockets: "locals" "1";
     vector_registers: "vectors" "50";
     vforks: "vforks" "2";
+    waits_that_a_stop_would_end: "stopped" "10";
     waits: "waits" "1";
 }

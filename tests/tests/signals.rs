@@ -1,5 +1,7 @@
 //! Signals: the program's own, and the recovery signal.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::time::Duration;
 use zhuque_tests::life::Announce;
 use zhuque_tests::{Finished, Guest, Life, Random, Store, check_lives};
@@ -46,6 +48,23 @@ fn a_handler_in_c_runs_once_per_failure() {
 fn first_value(lines: &[String]) -> u32 {
     let words: Vec<&str> = lines.first().map(|line| line.split(' ').collect()).unwrap_or_default();
     words.iter().position(|word| *word == "value").and_then(|at| words[at + 1].parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn a_stop_ends_no_wait() {
+    let (store, guest) = (Store::new(), Guest::c("stopped"));
+    let native = guest.finish_natively(&store, &store.work_dir("native"));
+    assert_eq!(native.status, 0, "natively: {}", native.stderr);
+    let mut life = Life::start(&store, "stopped", &guest);
+    life.up();
+    for _ in 0..30 {
+        let Some(pid) = life.pid() else { break };
+        for signal in [Signal::SIGSTOP, Signal::SIGCONT] {
+            let _ = kill(Pid::from_raw(pid), signal);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    life.end_as(&native);
 }
 
 #[test]

@@ -63,6 +63,17 @@ pub enum Taken {
     Gone,
 }
 
+/// What part a thread can have in a save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It can write down the rest.
+    Leads,
+    /// It can only be taken: it is being born, or on its way out.
+    Follows,
+    /// All that is left of it is the kernel's exit.
+    Leaves,
+}
+
 /// A program that is being saved.
 pub struct Capture<'a> {
     control: &'a File,
@@ -106,13 +117,26 @@ impl<'a> Capture<'a> {
         Ok(Capture { control, base: word(offset_of!(Header, base))?, header, leader: None, gone: Vec::new() })
     }
 
-    /// Whether a thread can be taken. One look at every thread comes before the first is taken: what has been taken must not
-    /// go on.
-    pub fn check(&self, tid: Pid) -> Result<(), Error> {
+    /// Whether a thread can be taken, and what can become of it. One look at every thread comes before the first is taken:
+    /// what has been taken must not go on, so there must be one that can lead.
+    pub fn check(&self, tid: Pid) -> Result<Part, Error> {
         let thread = Stopped::look(tid)?;
+        if self.leaves(&thread) {
+            return Ok(Part::Leaves);
+        }
         let life = self.base + LIFE_OFFSET;
-        let early = (life..life + LIFE_BYTES).contains(&thread.registers.rsp.wrapping_sub(1));
-        if early && !self.leaves(&thread) { Err(Error::Early) } else { Ok(()) }
+        if (life..life + LIFE_BYTES).contains(&thread.registers.rsp.wrapping_sub(1)) {
+            return Err(Error::Early);
+        }
+        let index = self.slot_of(&thread).ok_or(Error::NoSlot(tid))?;
+        Ok(if self.leads(&thread, index)? { Part::Leads } else { Part::Follows })
+    }
+
+    /// Whether it is itself in its slot, so that it can lead.
+    fn leads(&self, thread: &Stopped, index: u32) -> Result<bool, Error> {
+        let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
+        let state = self.slot_u32(at, offset_of!(Slot, state))?;
+        Ok(thread.registers.gs_base == self.base + at && state == state::LIVE)
     }
 
     /// Before a thread that has been stopped goes on, untaken: a call that the stop has ended with EINTR, as it does
@@ -160,8 +184,7 @@ impl<'a> Capture<'a> {
         self.control.write_all_at(&frame.bytes, at + (frame.address - slot))?;
         self.write_saved(index, &frame, &thread)?;
         let shown = self.slot_u32(at, offset_of!(Slot, virtual_tid))?;
-        let own = thread.registers.gs_base == slot && self.slot_u32(at, offset_of!(Slot, state))? == state::LIVE;
-        if own && self.leader.is_none() {
+        if self.leader.is_none() && self.leads(&thread, index)? {
             // What is pending for it, it writes down itself.
             self.leader = Some(tid);
         } else {

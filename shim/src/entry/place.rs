@@ -30,6 +30,9 @@ unsafe extern "C" {
     fn zhuque_gate();
     fn zhuque_pass_syscall();
     fn zhuque_pass_done();
+    fn zhuque_epoll_syscall();
+    fn zhuque_epoll_done();
+    fn zhuque_epoll_again();
     fn zhuque_slow();
     fn zhuque_exit_begin();
     fn zhuque_exit_end();
@@ -157,11 +160,11 @@ fn pass_state(context: &mut Context, slot: &mut Slot, pc: u64) -> Option<Retry> 
     let back = if pc == gate() { m.rcx } else { slot.frame.rip };
     let site = sites::call_site(back);
     let retry = Retry { valid: 1, rip: site, number: slot.frame.number, restartable: 0 };
-    if pc == at(zhuque_pass_done) {
+    if pc == at(zhuque_pass_done) || (at(zhuque_epoll_done)..=at(zhuque_epoll_again)).contains(&pc) {
         m.rip = sites::visible(back);
         return (m.rax as i64 == -i64::from(libc::EINTR)).then_some(retry);
     }
-    if pc == at(zhuque_pass_syscall) && m.rcx != 0 {
+    if (pc == at(zhuque_pass_syscall) || pc == at(zhuque_epoll_syscall)) && m.rcx != 0 {
         // The kernel has set it up to be restarted: say EINTR, and how to restart.
         m.rip = sites::visible(back);
         m.rax = -i64::from(libc::EINTR) as u64;
