@@ -20,9 +20,9 @@ use nix::errno::Errno;
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use zhuque_capture::stopped::signal_set;
 
 /// The stop signal of a call's stop.
 const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
@@ -417,9 +417,7 @@ impl Tracer {
     }
 }
 
-/// Whether a thread blocks a signal (proc(5)).
+/// Whether a thread blocks a signal.
 fn blocks(thread: Pid, signal: Signal) -> bool {
-    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).map_or("0", str::trim);
-    u64::from_str_radix(mask, 16).is_ok_and(|mask| mask & 1 << (signal as u64 - 1) != 0)
+    signal_set(thread, "SigBlk").is_ok_and(|set| set & 1 << (signal as u64 - 1) != 0)
 }

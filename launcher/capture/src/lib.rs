@@ -134,7 +134,7 @@ impl<'a> Capture<'a> {
 
     /// Whether it is itself in its slot, so that it can lead.
     fn leads(&self, thread: &Stopped, index: u32) -> Result<bool, Error> {
-        let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
+        let at = slot_at(index);
         let state = self.slot_u32(at, offset_of!(Slot, state))?;
         Ok(thread.registers.gs_base == self.base + at && state == state::LIVE)
     }
@@ -147,7 +147,7 @@ impl<'a> Capture<'a> {
         let life = self.base + LIFE_OFFSET;
         let [announced] = stopped::read_words(tid, life + offset_of!(Life, announced_ns) as u64)?;
         let Some(index) = self.slot_of(&thread).filter(|_| announced == 0) else { return Ok(()) };
-        let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
+        let at = slot_at(index);
         let stacks = self.base + at..self.base + at + SLOT_STRIDE;
         if !stacks.contains(&thread.registers.rsp.wrapping_sub(1)) {
             return thread.begin_again();
@@ -171,7 +171,7 @@ impl<'a> Capture<'a> {
             return Ok(Taken::Gone);
         }
         let index = self.slot_of(&thread).ok_or(Error::NoSlot(tid))?;
-        let at = SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE;
+        let at = slot_at(index);
         let slot = self.base + at;
         if self.slot_u32(at, offset_of!(Slot, state))? == state::FREE {
             return Err(Error::NoSlot(tid));
@@ -230,7 +230,7 @@ impl<'a> Capture<'a> {
     /// What a save adds to the frame.
     fn write_saved(&self, index: u32, frame: &Frame, thread: &Stopped) -> Result<(), Error> {
         use zhuque_abi::slot::Saved;
-        let (at, saved) = (SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE, offset_of!(Slot, saved));
+        let (at, saved) = (slot_at(index), offset_of!(Slot, saved));
         let life = self.base + LIFE_OFFSET + LIFE_THREADS + u64::from(index) * size_of::<LifeThread>() as u64;
         let [words] = stopped::read_words(thread.tid, life + offset_of!(LifeThread, lock_wait) as u64 - 4)?;
         let write = |offset: usize, value: &[u8]| self.control.write_all_at(value, at + (saved + offset) as u64);
@@ -267,6 +267,11 @@ impl<'a> Capture<'a> {
     fn slot_u32(&self, at: u64, offset: usize) -> Result<u32, Error> {
         self.slot_u64(at, offset).map(|value| value as u32)
     }
+}
+
+/// Where a slot lies in the control mapping.
+fn slot_at(index: u32) -> u64 {
+    SLOTS_OFFSET + u64::from(index) * SLOT_STRIDE
 }
 
 fn read_u64(control: &File, offset: u64) -> Result<u64, Error> {

@@ -139,14 +139,16 @@ pub fn read_words<const N: usize>(tid: Pid, address: u64) -> Result<[u64; N], Er
     }
 }
 
-/// Whether a signal waits that the thread does not block (proc(5)).
+/// Whether a signal waits that the thread does not block.
 fn has_signal(tid: Pid) -> Result<bool, Error> {
+    Ok((signal_set(tid, "SigPnd")? | signal_set(tid, "ShdPnd")?) & !signal_set(tid, "SigBlk")? != 0)
+}
+
+/// One of a thread's sets of signals, by the name that /proc/PID/status has for it (proc(5)).
+pub fn signal_set(tid: Pid, name: &str) -> std::io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
-    let set = |name: &str| {
-        let text = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        u64::from_str_radix(text.trim(), 16).unwrap_or(0)
-    };
-    Ok((set("SigPnd:") | set("ShdPnd:")) & !set("SigBlk:") != 0)
+    let text = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+    Ok(u64::from_str_radix(text.trim(), 16).unwrap_or(0))
 }
 
 /// Whether a thread has ended: the main one stays as a zombie while others go on.

@@ -11,8 +11,8 @@
 use super::place::{self, State};
 use super::sites;
 use crate::context::Context;
-use crate::family::recovery;
 use crate::family::signals::{self, Program};
+use crate::family::{ids, recovery};
 use crate::{control, save};
 use core::sync::atomic::Ordering;
 use zhuque_abi::life::stop;
@@ -24,8 +24,6 @@ use zhuque_sys::{Errno, process, user};
 const SYS_USER_DISPATCH: i32 = 2;
 /// si_arch of 64-bit calls.
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-/// si_code of tgkill.
-const SI_TKILL: i32 = -6;
 /// Signals that the kernel must always be able to deliver: ours, and those that an instruction causes.
 pub const NEVER_BLOCKED: u64 = bit(libc::SIGSYS as u32) | bit(libc::SIGPWR as u32);
 /// Faults: blocked ones would kill the process.
@@ -144,7 +142,7 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
     let sender = (info[2] & 0xffff_ffff) as u32;
     // A vfork child kicks itself under its own id.
     let own = signals::is_own(sender, slot);
-    let kicked = code == SI_TKILL && (own || slot.borrowed != 0 && sender == process::pid());
+    let kicked = code as u32 == ids::SI_TKILL && (own || slot.borrowed != 0 && sender == process::pid());
     // A parent that has just come back from vfork looks like its child for some instructions more.
     if !kicked && (slot.borrowed == 0 || process::pid() == life.pid) {
         save::announce();
