@@ -21,5 +21,6 @@ guests! {
     mapped_files_and_memfds: "mapped";
     pipes_and_fifos: "pipes";
     attributes_and_pending_signals: "process";
+    sets_of_select: "selects";
     pseudo_terminals: "terminals";
 }

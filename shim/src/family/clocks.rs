@@ -5,6 +5,7 @@
 //! notes when it began; issued again after a stop or a resume it waits for what remains ([`timed`]).
 #![allow(unsafe_code)]
 
+use super::select_sets::looked_at;
 use super::signals::filtered_mask;
 use crate::control;
 use crate::gate::{Result64, error, raw, wait_call};
@@ -208,6 +209,7 @@ fn epoll(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
 
 /// pselect6(2): the sixth argument is a pair of mask address and size.
 fn pselect(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
+    a[0] = looked_at(a[0], [a[1], a[2], a[3]]);
     if a[5] != 0 {
         // SAFETY: two integers.
         let [mask, size]: [u64; 2] = unsafe { user::read(a[5]) }?;
@@ -219,7 +221,8 @@ fn pselect(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
 }
 
 /// select(2): a timeval.
-fn select(slot: &mut Slot, a: [u64; 6]) -> Result64 {
+fn select(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
+    a[0] = looked_at(a[0], [a[1], a[2], a[3]]);
     let address = a[4];
     let mut limit = None;
     if address != 0 {
