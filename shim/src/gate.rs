@@ -246,7 +246,10 @@ pub fn wait_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
         UNBEGUN => retry::ALWAYS,
         RESTART => retry::RESTART,
         r if r == -i64::from(libc::EINTR) && slot.pending.load(Ordering::Relaxed) != 0 => retry::EINTR,
-        r if r == -i64::from(libc::EINTR) && ends_for_others(number) => return again(slot),
+        r if r == -i64::from(libc::EINTR) && ends_for_others(number) => {
+            slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
+            retry::EINTR
+        }
         _ => return check(result as isize).map(|value| value as u64),
     };
     let rip = sites::call_site(slot.frame.rip);
@@ -255,7 +258,8 @@ pub fn wait_call(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
 }
 
 /// Whether the kernel ends a call with EINTR also where no handler runs on its thread: the signal was for one that took it
-/// first (a power failure among them), or the thread was stopped for a while (signal(7)).
+/// first (a power failure among them), or the thread was stopped for a while (signal(7)). Calls on sockets with a time-out
+/// of their own are not among them: they would wait for that anew.
 fn ends_for_others(number: i64) -> bool {
     matches!(number, libc::SYS_epoll_wait | libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 | libc::SYS_rt_sigtimedwait)
 }

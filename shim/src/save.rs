@@ -46,9 +46,9 @@ pub fn announced() -> bool {
 }
 
 /// A thread ends, and may be the only one that has heard of a power failure: another one hears of it.
-pub fn leave() {
+pub fn leave(slot: &mut Slot) {
     if announced() {
-        kick_others();
+        kick_others(slot);
     }
 }
 

@@ -105,8 +105,11 @@ fn take(capture: &mut Capture<'_>, threads: &[Pid]) -> Result<bool, String> {
             Err(error) => return Err(format!("thread {tid}: {error}")),
         }
     }
-    if !parts.contains(&Part::Leads) && parts.contains(&Part::Follows) {
-        return Ok(false);
+    match parts.as_slice() {
+        [] => return Err("it has ended".to_owned()),
+        [Part::Leaves] => {}
+        _ if !parts.contains(&Part::Leads) => return Ok(false),
+        _ => {}
     }
     for &tid in threads {
         match capture.thread(tid, None) {

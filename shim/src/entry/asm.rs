@@ -116,7 +116,7 @@ global_asm!(
     "je zhuque_epoll_again",
     "jmp qword ptr gs:[{rip}]",
     // No handler has run, or it would have returned to the program: the signal was for a thread that took it first, or this
-    // one was stopped for a while. The kernel ends this call then (signal(7)), and no other; the gate has it go on.
+    // one was stopped for a while. The kernel ends this call then (signal(7)); the gate has it go on.
     "zhuque_epoll_again:",
     "mov rax, gs:[{number}]",
     "jmp zhuque_slow",

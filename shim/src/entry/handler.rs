@@ -13,6 +13,7 @@ use super::sites;
 use crate::context::Context;
 use crate::family::signals::{self, Program};
 use crate::family::{ids, recovery};
+use crate::gate::wait_call;
 use crate::{control, save};
 use core::sync::atomic::Ordering;
 use zhuque_abi::life::stop;
@@ -74,7 +75,8 @@ fn dispatch(info: &SigInfo, context: &mut Context) {
 /// A signal of the program.
 fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mut Context, code: i32) {
     let fault = code > 0 && FAULTS & bit(signal) != 0;
-    let leaves = place::in_sigreturn(context.machine.rip);
+    // The program's rt_sigreturn is about to be made: the gate's exit does not come.
+    let leaves = context.mask & bit(libc::SIGPWR as u32) != 0;
     let state = place::program_state(context, slot);
     if matches!(state, State::Critical) {
         // Now: it may be delivered in another life, in which the process has another id.
@@ -125,13 +127,23 @@ pub fn kick() {
     send_to_self(libc::SIGPWR as u32);
 }
 
-/// All others look about.
-pub fn kick_others() {
-    let (pid, own) = (process::pid(), process::tid());
-    for index in 0..control::slots() {
-        let tid = control::life_thread(index).tid.load(Ordering::Acquire);
-        if tid != 0 && tid != own {
-            let _ = zhuque_sys::signal::send(pid, tid, libc::SIGPWR as u32);
+/// All others look about. For a thread that ends: what waits for itself is dropped.
+pub fn kick_others(slot: &mut Slot) {
+    let own = slot.index as usize;
+    for index in (0..control::slots()).filter(|&index| index != own) {
+        loop {
+            slot.pending.store(0, Ordering::Relaxed);
+            // SAFETY: a plain word, another one in another life.
+            let pid = unsafe { (&raw const control::life().pid).read_volatile() };
+            let tid = control::life_thread(index).tid.load(Ordering::Acquire);
+            if tid != 0 {
+                // By the way of calls that wait, which are not begun in another life than that of the ids.
+                let ids = [u64::from(pid), u64::from(tid), libc::SIGPWR as u64, 0, 0, 0];
+                let _ = wait_call(slot, libc::SYS_tgkill, ids);
+            }
+            if tid == 0 || core::mem::take(&mut slot.retry.valid) == 0 {
+                break;
+            }
         }
     }
 }

@@ -36,8 +36,6 @@ unsafe extern "C" {
     fn zhuque_slow();
     fn zhuque_exit_begin();
     fn zhuque_exit_end();
-    fn zhuque_sigreturn();
-    fn zhuque_sigreturn_syscall();
     fn zhuque_vfork_begin();
     fn zhuque_vfork_syscall();
     fn zhuque_vfork_abort();
@@ -123,12 +121,6 @@ pub fn program_state_in(context: &mut Context, slot: &mut Slot, vdso: [u64; 2]) 
         retry = None;
     }
     State::Program(retry)
-}
-
-/// Whether a thread at `pc` is about to do the program's rt_sigreturn, for which its frame has been made fit already. It
-/// does not come by the gate's exit any more: what waits for it needs a signal.
-pub fn in_sigreturn(pc: u64) -> bool {
-    (at(zhuque_sigreturn)..=at(zhuque_sigreturn_syscall)).contains(&pc)
 }
 
 /// The cases inside the gate's text.

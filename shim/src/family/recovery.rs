@@ -69,13 +69,13 @@ pub fn send(tid: u32, info: SigInfo) -> bool {
 }
 
 /// A thread ends: the recovery signal is the others', if it has been given to it or none of them has been told.
-pub fn leave(slot: &Slot) {
+pub fn leave(slot: &mut Slot) {
     if slot.own_power.load(Ordering::Acquire) == GIVEN {
         keep(slot.own_power_info[GENERATION]);
     }
     slot.own_power.store(0, Ordering::Release);
     if waits(slot) {
-        kick_others();
+        kick_others(slot);
     }
 }
 

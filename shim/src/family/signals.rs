@@ -158,7 +158,9 @@ pub fn deliver(slot: &mut Slot, program: Program, context: &mut Context) {
     let signal = program.signal;
     let action = action(signal);
     if action.handler == SIG_IGN && !fault(&program) {
-        return end_call(slot, program.retry, true, context);
+        // The kernel would not even have woken the thread.
+        let retry = program.retry.map(|call| Retry { restartable: retry::ALWAYS, ..call });
+        return end_call(slot, retry, true, context);
     }
     if action.handler <= SIG_IGN {
         // The default action of a signal that only the shim has a handler for: let the kernel do it, at once.

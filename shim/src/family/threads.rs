@@ -276,7 +276,7 @@ fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
     control::life_thread(slot.index as usize).tid.store(0, Ordering::Release);
     drop(lock);
     // Nobody chooses it any more: what it has been given until now and will not live to do is the others'.
-    crate::save::leave();
+    crate::save::leave(slot);
     super::recovery::leave(slot);
     register_for_exit(slot);
     // SAFETY: nothing of the program runs on this thread any more.
@@ -286,8 +286,8 @@ fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
 /// In a new life, before its threads run. One that was taken from outside on its way out may have had its word cleared by
 /// the kernel at the end of the life before: not once more, since who has seen that may use it for something else.
 pub fn note_cleared(slot: &mut Slot) {
-    // SAFETY: a plain word of the program's.
-    let cleared = || unsafe { user::read::<u32>(slot.clear_tid) } == Ok(0);
+    // Not by a copy: every signal is blocked, so that a fault would be the end.
+    let cleared = || process::peek(slot.clear_tid) == Ok(0);
     if slot.state.load(Ordering::Relaxed) == state::EXITING && slot.clear_tid != 0 && cleared() {
         slot.clear_tid = 0;
     }
