@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <sys/resource.h>
 #include <sys/select.h>
+#include <sys/wait.h>
 
 enum { FAR = 1500, BITS = 2048, WORDS = BITS / 64 };
 static int ends[2];
@@ -45,6 +46,19 @@ static void ask_for_too_many(long round) {
     CHECK(read(ends[0], &byte, 1) == 1);
 }
 
+/* A child has a table of its own, made after its parent's. */
+static void ask_in_a_child(long round) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        fill(round);
+        expect(round, select((int)asked, &one.set, NULL, NULL, &(struct timeval){0, 0}), 0);
+        _exit(7);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+}
+
 static void set_bit(uint64_t *set, int bit) { set[bit / 64] |= 1ull << bit % 64; }
 
 /* A descriptor that an fd_set has no bit for. */
@@ -63,12 +77,15 @@ static void ask_for_many(long round) {
 }
 
 int main(int count, char **values) {
-    long rounds = argument(count, values, 1, 1000);
+    long rounds = argument(count, values, 1, 2000);
     struct rlimit limit;
     CHECK(pipe(ends) == 0 && getrlimit(RLIMIT_NOFILE, &limit) == 0);
     CHECK(limit.rlim_max >= BITS);
-    asked = limit.rlim_cur;
-    for (long round = 0; round < rounds; round++) ask_for_too_many(round);
+    asked = (long)limit.rlim_cur;
+    for (long round = 0; round < rounds; round++) {
+        ask_for_too_many(round);
+        if (round % 100 == 1) ask_in_a_child(round);
+    }
     limit.rlim_cur = BITS;
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
     CHECK(dup2(ends[0], FAR) == FAR && dup2(ends[1], FAR + 1) == FAR + 1);

@@ -2,26 +2,18 @@
 //!
 //! Three groups must not meet: the numbers of the program, the block of the region's own descriptors (slices, control,
 //! directory, lock), which stays for the whole life, and the helpers of the resume itself, which go when the program's
-//! descriptors are back. The region's block belongs where the program is least likely to look: above its soft limit
-//! if the hard limit allows, else just below the limit.
+//! descriptors are back. The region's block belongs where [`own_descriptors`] says, if nothing is there.
 //!
 //! Neighbours: `validate` says what the journal names; the launcher's `resume.rs` puts descriptors there.
 
 use crate::Error;
-use zhuque_abi::layout::SLICES;
+use zhuque_abi::layout::{OWN_DESCRIPTORS, SLICES, own_descriptors};
 use zhuque_abi::life::RegionDescriptors;
-
-/// Descriptors of the region: slices, control, directory, lock.
-pub const REGION_COUNT: u64 = SLICES as u64 + 3;
-
-/// No descriptor is put above this without need: the kernel allocates a process's table up to the highest number,
-/// 8 bytes each, and limits of 2^30 are common in containers.
-const COMFORT: u64 = 1 << 16;
 
 /// The numbers chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbers {
-    /// First of the [`REGION_COUNT`] numbers of the region.
+    /// First of the [`OWN_DESCRIPTORS`] numbers of the region.
     pub region: i32,
     /// First helper.
     pub helpers: i32,
@@ -35,16 +27,14 @@ impl Numbers {
     /// where the region's have to be, if that is not free to choose.
     pub fn choose(soft: u64, hard: u64, floor: u64, helpers: u64, own: Option<u64>) -> Result<Numbers, Error> {
         let limit = hard.min(i32::MAX as u64);
-        let hidden = soft.checked_add(REGION_COUNT).is_some_and(|end| end <= limit);
-        let ideal = if hidden { soft } else { limit.saturating_sub(REGION_COUNT) };
-        let region = own.unwrap_or(ideal.min(COMFORT).max(floor));
-        let region_end = region.saturating_add(REGION_COUNT);
+        let region = own.unwrap_or(own_descriptors(soft, limit).max(floor));
+        let region_end = region.saturating_add(OWN_DESCRIPTORS);
         let below = floor.saturating_add(helpers) <= region;
         let first = if below { floor } else { floor.max(region_end) };
         let helpers_end = first.saturating_add(helpers);
         let needed = region_end.max(helpers_end);
         if needed > limit {
-            let least = floor.saturating_add(helpers).saturating_add(REGION_COUNT);
+            let least = floor.saturating_add(helpers).saturating_add(OWN_DESCRIPTORS);
             let needed = if own.is_some() { needed } else { least };
             return Err(Error::Descriptors { needed, limit });
         }
@@ -68,7 +58,7 @@ impl Numbers {
 
     /// Runs of numbers that are in use, as inclusive bounds, in order.
     pub fn used(&self) -> [(u32, u32); 2] {
-        let region = (self.region as u32, self.region as u32 + REGION_COUNT as u32 - 1);
+        let region = (self.region as u32, self.region as u32 + OWN_DESCRIPTORS as u32 - 1);
         let helpers = (self.helpers as u32, (self.helpers_end as u32).saturating_sub(1));
         if region.0 < helpers.0 { [region, helpers] } else { [helpers, region] }
     }

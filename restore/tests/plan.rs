@@ -10,7 +10,7 @@ use zhuque_abi::maps::Kind;
 use zhuque_model::maptree::Attr;
 use zhuque_restore::Error;
 use zhuque_restore::holes::{LOWEST, Run, place};
-use zhuque_restore::numbers::{Numbers, REGION_COUNT};
+use zhuque_restore::numbers::Numbers;
 use zhuque_restore::plan::{Plan, Source};
 use zhuque_restore::process::{Maps, syscall_instruction};
 use zhuque_restore::validate::Saved;
@@ -148,19 +148,22 @@ fn descriptor_numbers() {
     assert_eq!((n.region, n.helpers, n.helpers_end), (1024, 12, 21));
     // Just below the limit.
     let n = Numbers::choose(1024, 1024, 12, 9, None).expect("numbers");
-    assert_eq!((n.region, n.helpers), (1024 - REGION_COUNT as i32, 12));
-    // Never so high that the kernel allocates gigabytes.
-    let n = Numbers::choose(1 << 30, 1 << 30, 12, 9, None).expect("numbers");
-    assert_eq!(n.region, 1 << 16);
+    assert_eq!((n.region, n.helpers), (1024 - OWN_DESCRIPTORS as i32, 12));
+    // Never so high that the kernel allocates gigabytes, or looks behind sets of select's.
+    for (soft, hard) in [(1 << 30, 1 << 30), (2048, 2048), (20000, 1 << 20)] {
+        let n = Numbers::choose(soft, hard, 12, 9, None).expect("numbers");
+        assert_eq!(n.region, 1024 - OWN_DESCRIPTORS as i32);
+    }
+    assert_eq!(Numbers::choose(4096, 4096, 1400, 9, None).expect("numbers").region, 1400);
     assert!(Numbers::choose(u64::MAX, u64::MAX, 12, 9, None).is_ok());
     // Helpers that do not fit below go above.
     let n = Numbers::choose(20, 200, 12, 9, None).expect("numbers");
-    assert_eq!((n.region, n.helpers), (20, 20 + REGION_COUNT as i32));
+    assert_eq!((n.region, n.helpers), (20, 20 + OWN_DESCRIPTORS as i32));
     assert_eq!(n.used(), [(20, 54), (55, 63)]);
     // A program with numbers above the usual place.
     let n = Numbers::choose(64, 200, 100, 9, None).expect("numbers");
-    assert_eq!((n.region, n.helpers), (100, 100 + REGION_COUNT as i32));
-    let needed = 12 + 9 + REGION_COUNT;
+    assert_eq!((n.region, n.helpers), (100, 100 + OWN_DESCRIPTORS as i32));
+    let needed = 12 + 9 + OWN_DESCRIPTORS;
     assert_eq!(Numbers::choose(30, 30, 12, 9, None), Err(Error::Descriptors { needed, limit: 30 }));
     let d = Numbers::choose(1024, 1024, 12, 9, None).expect("numbers").region_descriptors();
     assert_eq!((d.first, d.slices[0], d.slices[31], d.lock, d.end), (989, 989, 1020, 1023, 1024));

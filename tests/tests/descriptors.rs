@@ -21,6 +21,14 @@ guests! {
     mapped_files_and_memfds: "mapped";
     pipes_and_fifos: "pipes";
     attributes_and_pending_signals: "process";
-    sets_of_select: "selects";
     pseudo_terminals: "terminals";
+}
+
+/// The region's own descriptors lie before the end of an fd_set or behind it, as the limit is.
+#[test]
+fn sets_of_select() {
+    let guest = Guest::c("selects");
+    check_lives(&guest, 1);
+    let limited = Guest::installed("sh").args(["-c", "ulimit -Sn 1024; exec \"$@\"", "sh"]);
+    check_lives(&limited.arg(&guest.program).args(&guest.arguments), 1);
 }

@@ -120,6 +120,7 @@ guests! {
     forks: "fork" "1";
     calls_that_the_gate_keeps_books_of: "gate" "1";
     internet_sockets: "inet" "2";
+    ignored_signals: "ignored" "5";
     signals_that_come_late: "late" "2" "1000";
     memory: "memory" "300";
     a_main_thread_that_has_ended: "leader" "20";

@@ -48,6 +48,7 @@ guests! {
     descriptors_of_events: "events" "1";
     forks: "fork" "1";
     internet_sockets: "inet" "1";
+    ignored_signals: "ignored" "5";
     signals_that_come_late: "late" "2" "1000";
     many_mappings: "manymaps" "300" "1";
     mapped_files_and_memfds: "mapped" "1";

@@ -51,6 +51,11 @@ fn first_value(lines: &[String]) -> u32 {
 }
 
 #[test]
+fn ignored_signals_end_no_wait() {
+    check_lives(&Guest::c("ignored"), 3);
+}
+
+#[test]
 fn a_stop_ends_no_wait() {
     let (store, guest) = (Store::new(), Guest::c("stopped"));
     let native = guest.finish_natively(&store, &store.work_dir("native"));

@@ -16,8 +16,30 @@ pub const SLICE_SHIFT: u32 = 42;
 pub const SLICE_BYTES: u64 = 1 << SLICE_SHIFT;
 /// Number of slices: they cover the whole 47-bit user half.
 pub const SLICES: usize = 32;
+/// Descriptors of the region itself: slices, control file, directory, lock.
+pub const OWN_DESCRIPTORS: u64 = SLICES as u64 + 3;
+/// Bits of a C library's fd_set (select(2)).
+pub const FD_SETSIZE: u64 = 1024;
 /// First address above the program's address space (TASK_SIZE of x86-64, arch/x86/include/asm/page_64_types.h).
 pub const TASK_SIZE: u64 = (1 << 47) - PAGE;
+
+/// First number of the region's own descriptors: where a program with this soft limit is least likely to look, and in a
+/// process with this hard limit.
+///
+/// That is behind its last number, but not far behind the bits of an fd_set. The kernel's table of descriptors goes as far
+/// as the highest one. With each fork(2) it is copied, and select(2) looks at no more of a set than it has room for
+/// (fs/select.c, core_sys_select), which programs count on: `select(getdtablesize(), ...)` with an fd_set is old custom.
+pub const fn own_descriptors(soft: u64, hard: u64) -> u64 {
+    let last = hard.saturating_sub(OWN_DESCRIPTORS);
+    if soft >= 2 * FD_SETSIZE {
+        let first = FD_SETSIZE - OWN_DESCRIPTORS;
+        if first < last { first } else { last }
+    } else if soft <= last {
+        soft
+    } else {
+        last
+    }
+}
 
 /// Name of the control file.
 pub const CONTROL_FILE: &str = "control";

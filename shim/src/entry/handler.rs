@@ -83,6 +83,11 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
         signals::virtual_sender(info, slot);
     }
     match state {
+        // As if nothing had come: the thread looks about and goes on, as after a kick.
+        State::Program(retry) if !fault && signals::is_ignored(signal) => take_up(slot, retry, context),
+        State::Critical if !fault && signals::is_ignored(signal) => {
+            slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
+        }
         State::Program(retry) => {
             let program = Program { signal, info: *info, retry, mask: context.mask };
             signals::deliver(slot, program, context);
@@ -191,7 +196,7 @@ fn power(slot: &mut Slot, info: &SigInfo, context: &mut Context, code: i32) {
     }
 }
 
-/// A thread that has just been found in the program, in a new life: takes what waits for it, and goes on.
+/// A thread that is found in the program takes what waits for it, and goes on.
 pub fn take_up(slot: &mut Slot, mut retry: Option<Retry>, context: &mut Context) {
     deliver_waiting(slot, &mut retry, context);
     settle(slot, retry, context);

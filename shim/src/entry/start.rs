@@ -11,16 +11,14 @@ use crate::text::Text;
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{Globals, Header, MAGIC, PATH_BYTES, Phase, Stdio, VERSION, phase_word};
 use zhuque_abi::layout::{
-    BOOT_FILE, CONTROL_BYTES, CONTROL_FILE, ENV_REGION, GLOBALS_OFFSET, LIFE_BYTES, LIFE_OFFSET, RESERVED_BYTES,
-    SLICE_BYTES, SLICE_PREFIX, SLICES, page_up,
+    BOOT_FILE, CONTROL_BYTES, CONTROL_FILE, ENV_REGION, GLOBALS_OFFSET, LIFE_BYTES, LIFE_OFFSET, OWN_DESCRIPTORS,
+    RESERVED_BYTES, SLICE_BYTES, SLICE_PREFIX, SLICES, own_descriptors, page_up,
 };
 use zhuque_abi::life::{BOOT_MAGIC, Boot, RegionDescriptors};
 use zhuque_abi::slot::{Slot, state};
 use zhuque_sys::{Errno, fs, mm, process, signal, time};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
-/// Descriptors that the shim needs: slices, control, directory, lock.
-const DESCRIPTORS: i32 = SLICES as i32 + 3;
 
 unsafe extern "C" {
     fn zhuque_on_stack(stack: u64, function: extern "C" fn(u64), argument: u64);
@@ -189,19 +187,23 @@ fn map_control(fd: i32, sharing: i32) -> Result<u64, Errno> {
     }
 }
 
-/// Moves the region's descriptors out of the program's way: behind its soft limit if the hard one allows.
+/// Moves the region's descriptors out of the program's way.
 fn move_descriptors(own: &mut RegionDescriptors) -> Result<(), Errno> {
     let nofile = libc::RLIMIT_NOFILE;
     let [soft, hard] = process::limit(nofile, None)?;
-    let room = DESCRIPTORS as u64;
-    let first = if hard >= soft.saturating_add(room) && soft < 1 << 20 { soft } else { soft.min(1 << 20) - room };
-    if first + room > soft {
-        process::limit(nofile, Some([first + room, hard]))?;
-    }
     // After an exec the lock's descriptor lies where an earlier image had put it: in the way of the others.
     let lock = fs::fcntl(own.lock, libc::F_DUPFD_CLOEXEC, 0)? as i32;
     fs::close(own.lock)?;
     own.lock = lock;
+    let mut first = own_descriptors(soft, hard);
+    // What the program was given stays where it is.
+    while let Some(used) = (first..first + OWN_DESCRIPTORS).rfind(|&n| fs::fcntl(n as i32, libc::F_GETFD, 0).is_ok()) {
+        first = used + 1;
+    }
+    let end = first + OWN_DESCRIPTORS;
+    if end > soft {
+        process::limit(nofile, Some([end, hard]))?;
+    }
     let mut next = first as i32;
     let moved = own.slices.iter_mut().chain([&mut own.control, &mut own.directory, &mut own.lock]);
     for fd in moved {
@@ -211,7 +213,7 @@ fn move_descriptors(own: &mut RegionDescriptors) -> Result<(), Errno> {
         next += 1;
     }
     (own.first, own.end) = (first as i32, next);
-    if first + room > soft {
+    if end > soft {
         process::limit(nofile, Some([soft, hard]))?;
     }
     Ok(())

@@ -209,7 +209,7 @@ fn epoll(slot: &mut Slot, number: i64, mut a: [u64; 6]) -> Result64 {
 
 /// pselect6(2): the sixth argument is a pair of mask address and size.
 fn pselect(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
-    a[0] = looked_at(a[0], [a[1], a[2], a[3]]);
+    a[0] = looked_at(a[0]);
     if a[5] != 0 {
         // SAFETY: two integers.
         let [mask, size]: [u64; 2] = unsafe { user::read(a[5]) }?;
@@ -222,7 +222,7 @@ fn pselect(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
 
 /// select(2): a timeval.
 fn select(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
-    a[0] = looked_at(a[0], [a[1], a[2], a[3]]);
+    a[0] = looked_at(a[0]);
     let address = a[4];
     let mut limit = None;
     if address != 0 {

@@ -12,7 +12,7 @@ use zhuque_sys::{Errno, process, user};
 
 const NOFILE: u64 = libc::RLIMIT_NOFILE as u64;
 /// The region's own descriptors (slices, control file, directory, lock), and more than a save has open at once.
-pub const ENOUGH: u64 = zhuque_abi::layout::SLICES as u64 + 3 + 21;
+pub const ENOUGH: u64 = zhuque_abi::layout::OWN_DESCRIPTORS + 21;
 
 /// getrlimit(2), setrlimit(2), and prlimit(2) on the program itself. `None`: the kernel's own answer will do.
 pub fn serve(number: i64, a: [u64; 6]) -> Option<Result64> {

@@ -70,6 +70,13 @@ pub fn action_now(signal: u32) -> (Action, bool) {
     }
 }
 
+/// Whether the program ignores a signal that comes now, and no instruction has caused: the kernel would not have sent it.
+pub fn is_ignored(signal: u32) -> bool {
+    // Whoever is in the middle of a change may be the calling thread: that is one that it has not made yet.
+    let (action, whole) = action_now(signal);
+    whole && action.handler == SIG_IGN
+}
+
 /// Stores the program's action. The caller holds the state lock, or is the only one who can change this signal now.
 fn store_action(signal: u32, value: Action) {
     let index = (signal as usize - 1).min(63);
@@ -158,9 +165,9 @@ pub fn deliver(slot: &mut Slot, program: Program, context: &mut Context) {
     let signal = program.signal;
     let action = action(signal);
     if action.handler == SIG_IGN && !fault(&program) {
-        // The kernel would not even have woken the thread.
-        let retry = program.retry.map(|call| Retry { restartable: retry::ALWAYS, ..call });
-        return end_call(slot, retry, true, context);
+        // Since it came only, or `is_ignored` would have been true.
+        slot.temp_valid = 0;
+        return end_call(slot, program.retry, true, context);
     }
     if action.handler <= SIG_IGN {
         // The default action of a signal that only the shim has a handler for: let the kernel do it, at once.

@@ -286,8 +286,8 @@ fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
 /// In a new life, before its threads run. One that was taken from outside on its way out may have had its word cleared by
 /// the kernel at the end of the life before: not once more, since who has seen that may use it for something else.
 pub fn note_cleared(slot: &mut Slot) {
-    // Not by a copy: every signal is blocked, so that a fault would be the end.
-    let cleared = || process::peek(slot.clear_tid) == Ok(0);
+    // Not by a copy: every signal is blocked, so that a fault would be the end. The kernel says it of any memory.
+    let cleared = || process::is_zero(slot.clear_tid);
     if slot.state.load(Ordering::Relaxed) == state::EXITING && slot.clear_tid != 0 && cleared() {
         slot.clear_tid = 0;
     }

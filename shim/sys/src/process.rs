@@ -94,6 +94,17 @@ pub fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32, timeout_ns: 
     .map(|_| ())
 }
 
+/// Whether there is a word at `address`, and it is zero. By futex(FUTEX_WAIT), which reports a fault instead of having one:
+/// it would wait for a word that is zero, and is given no time.
+pub fn is_zero(address: u64) -> bool {
+    let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let time = &raw const none as usize;
+    // SAFETY: the word is read at most.
+    let waited =
+        check(unsafe { call4(libc::SYS_futex as usize, address as usize, libc::FUTEX_WAIT as usize, 0, time) });
+    waited == Err(Errno(libc::ETIMEDOUT))
+}
+
 /// futex(FUTEX_WAKE) of up to `count` waiters.
 pub fn futex_wake(word: &core::sync::atomic::AtomicU32, count: u32) {
     // SAFETY: the word is a valid reference.
@@ -222,15 +233,4 @@ pub unsafe fn other(n: i64, arguments: [usize; 6]) -> Result<usize, Errno> {
     let [a, b, c, d, e, f] = arguments;
     // SAFETY: the caller's argument.
     check(unsafe { call6(n as usize, a, b, c, d, e, f) })
-}
-
-/// The word at `address` of this process, looked at by the kernel (process_vm_readv(2)): EFAULT instead of a fault.
-pub fn peek(address: u64) -> Result<u32, Errno> {
-    let mut word = 0u32;
-    let to = [&raw mut word as usize, size_of::<u32>()];
-    let from = [address as usize, size_of::<u32>()];
-    let (to, from) = (&raw const to as usize, &raw const from as usize);
-    // SAFETY: the kernel writes the local word at most.
-    let read = check(unsafe { call6(libc::SYS_process_vm_readv as usize, pid() as usize, to, 1, from, 1, 0) })?;
-    if read == size_of::<u32>() { Ok(word) } else { Err(Errno(libc::EFAULT)) }
 }
