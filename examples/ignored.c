@@ -1,5 +1,5 @@
 /* Signals that are ignored, of the kinds that an instruction may cause, sent all the while: no wait ends for them, and no
- * sleep becomes shorter.
+ * sleep becomes shorter. But where they are blocked they wait, as signal(7) has it, whatever else comes.
  *
  * ignored [ROUNDS] */
 #include "guest.h"
@@ -63,6 +63,47 @@ static void *wait_always(void *number) {
     return number;
 }
 
+static pthread_t taker;
+static volatile long taken;
+
+static void nothing(int signal) { (void)signal; }
+
+static void *take_blocked(void *unused) {
+    sigset_t set;
+    struct timespec patience = {20, 0};
+    CHECK(sigemptyset(&set) == 0 && sigaddset(&set, SIGSEGV) == 0);
+    for (long i = 0; i < rounds * 10; i++) {
+        int signal;
+        int64_t since = now_ns();
+        while ((signal = sigtimedwait(&set, NULL, &patience)) == -1 && errno == EINTR && now_ns() - since < 20000000000) {}
+        if (signal != SIGSEGV) FAIL("signal %ld that is blocked has not come", i);
+        taken++;
+    }
+    return unused;
+}
+
+static void *disturb(void *unused) {
+    while (taken < rounds * 10) {
+        pthread_kill(taker, SIGUSR1);
+        sleep_us(20);
+    }
+    return unused;
+}
+
+static void check_blocked(void) {
+    sigset_t set;
+    pthread_t other;
+    struct sigaction action = {.sa_handler = nothing};
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0 && sigemptyset(&set) == 0 && sigaddset(&set, SIGSEGV) == 0);
+    CHECK(pthread_sigmask(SIG_BLOCK, &set, NULL) == 0);
+    CHECK(pthread_create(&taker, NULL, take_blocked, NULL) == 0 && pthread_create(&other, NULL, disturb, NULL) == 0);
+    for (long i = 0; i < rounds * 10; i++) {
+        CHECK(pthread_kill(taker, SIGSEGV) == 0);
+        while (taken <= i) sleep_us(20);
+    }
+    CHECK(pthread_join(other, NULL) == 0 && pthread_join(taker, NULL) == 0);
+}
+
 int main(int count, char **values) {
     pthread_t threads[WAITERS];
     rounds = argument(count, values, 1, 150);
@@ -82,6 +123,7 @@ int main(int count, char **values) {
         }
     }
     for (int i = 0; i < WAITERS; i++) CHECK(pthread_join(threads[i], NULL) == 0);
+    check_blocked();
     printf("%ld rounds\n", rounds);
     return 0;
 }

@@ -152,8 +152,9 @@ fn descriptor_numbers() {
     // Never so high that the kernel allocates gigabytes, or looks behind sets of select's.
     for (soft, hard) in [(1 << 30, 1 << 30), (2048, 2048), (20000, 1 << 20)] {
         let n = Numbers::choose(soft, hard, 12, 9, None).expect("numbers");
-        assert_eq!(n.region, 1024 - OWN_DESCRIPTORS as i32);
+        assert_eq!(n.region, 960);
     }
+    assert_eq!(Numbers::choose(4096, 980, 12, 9, None).expect("numbers").region, 980 - OWN_DESCRIPTORS as i32);
     assert_eq!(Numbers::choose(4096, 4096, 1400, 9, None).expect("numbers").region, 1400);
     assert!(Numbers::choose(u64::MAX, u64::MAX, 12, 9, None).is_ok());
     // Helpers that do not fit below go above.

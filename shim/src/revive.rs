@@ -82,6 +82,8 @@ fn set_life(args: &ResumeArgs) {
         life.flags = args.flags;
         life.hold_up_ns = args.hold_up_ns;
         life.descriptors = args.descriptors;
+        // They came here by an exec themselves.
+        let _ = fs::close_on_exec(life.descriptors.first as u32, life.descriptors.end as u32 - 1);
         life.vdso_before = (*control::header()).vdso;
         life.pid_before = (*control::header()).pid.load(Ordering::Relaxed);
         // No round is one of the life before: a thread that was on its way out of a stop then does not wait for it now.

@@ -92,6 +92,19 @@ fn a_program_that_is_held_up() {
     assert_eq!(failed.status, 0, "{}", failed.stderr);
 }
 
+/// Programs that a child executes have the descriptors that they would have natively, in every life.
+#[test]
+fn children_inherit_nothing_of_the_region() {
+    let script = "\
+import subprocess
+for step in range(150):
+  ran = None
+  while ran is None or ran.returncode != 0:
+    ran = subprocess.run(['ls', '/proc/self/fd'], stdout=subprocess.PIPE, close_fds=False)
+  print(len(ran.stdout.split()))";
+    check_lives(&Guest::installed("python3").args(["-c", script]), 2);
+}
+
 /// A save needs descriptors of its own, whatever the program's limit is and whoever has set it.
 #[test]
 fn a_program_that_has_taken_all_descriptors() {

@@ -23,22 +23,16 @@ pub const FD_SETSIZE: u64 = 1024;
 /// First address above the program's address space (TASK_SIZE of x86-64, arch/x86/include/asm/page_64_types.h).
 pub const TASK_SIZE: u64 = (1 << 47) - PAGE;
 
-/// First number of the region's own descriptors: where a program with this soft limit is least likely to look, and in a
-/// process with this hard limit.
+/// First number of the region's own descriptors in a process with these limits: behind the program's last number, or, where
+/// that is far away, below the end of an fd_set, and not at numbers that people choose (255, 999, 1000).
 ///
-/// That is behind its last number, but not far behind the bits of an fd_set. The kernel's table of descriptors goes as far
-/// as the highest one. With each fork(2) it is copied, and select(2) looks at no more of a set than it has room for
-/// (fs/select.c, core_sys_select), which programs count on: `select(getdtablesize(), ...)` with an fd_set is old custom.
+/// The kernel's table of descriptors goes as far as the highest one. With each fork(2) it is copied, and select(2) looks at
+/// no more of a set than it has room for (fs/select.c, core_sys_select), which programs count on:
+/// `select(getdtablesize(), ...)` with an fd_set is old custom.
 pub const fn own_descriptors(soft: u64, hard: u64) -> u64 {
     let last = hard.saturating_sub(OWN_DESCRIPTORS);
-    if soft >= 2 * FD_SETSIZE {
-        let first = FD_SETSIZE - OWN_DESCRIPTORS;
-        if first < last { first } else { last }
-    } else if soft <= last {
-        soft
-    } else {
-        last
-    }
+    let wanted = if soft < 2 * FD_SETSIZE { soft } else { FD_SETSIZE - 64 };
+    if wanted < last { wanted } else { last }
 }
 
 /// Name of the control file.

@@ -83,10 +83,16 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
         signals::virtual_sender(info, slot);
     }
     match state {
-        // As if nothing had come: the thread looks about and goes on, as after a kick.
-        State::Program(retry) if !fault && signals::is_ignored(signal) => take_up(slot, retry, context),
-        State::Critical if !fault && signals::is_ignored(signal) => {
-            slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
+        // The kernel would not have sent it: the thread looks about and goes on, as after a kick.
+        State::Program(retry) if !fault && signals::is_ignored(signal) => {
+            if slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 && slot.deferred.mask & bit(signal) != 0 {
+                // But the program blocks it, and does so again with the signal that waits: it stays.
+                signals::virtual_sender(info, slot);
+                queue_for_self(signal, info);
+            }
+            take_up(slot, retry, context);
+            // What else has waited for the gate's exit, which does not come.
+            kick();
         }
         State::Program(retry) => {
             let program = Program { signal, info: *info, retry, mask: context.mask };
@@ -104,6 +110,9 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
             context.mask |= bit(signal);
             queue_for_self(signal, info);
         }
+        State::Critical if signals::is_ignored(signal) => {
+            slot.pending.fetch_or(pending::KICK, Ordering::Relaxed);
+        }
         State::Critical => {
             slot.deferred.mask = context.mask;
             slot.deferred.signal = signal;
@@ -114,17 +123,23 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
     }
 }
 
-/// Makes a signal pending for the calling thread. By ids that are asked for again where they are none: they were those of
-/// the life before, if the thread was taken over into a new one between the two calls.
+/// Makes a signal pending for the calling thread.
 pub fn queue_for_self(signal: u32, info: &SigInfo) {
-    let queue = || zhuque_sys::signal::queue_thread(process::pid(), process::tid(), signal, info);
-    while queue() == Err(Errno(libc::ESRCH)) {}
+    by_own_ids(|| zhuque_sys::signal::queue_thread(process::pid(), process::tid(), signal, info));
 }
 
 /// Sends the calling thread a signal, in the same way.
 pub fn send_to_self(signal: u32) {
-    let send = || zhuque_sys::signal::send(process::pid(), process::tid(), signal);
-    while send() == Err(Errno(libc::ESRCH)) {}
+    by_own_ids(|| zhuque_sys::signal::send(process::pid(), process::tid(), signal));
+}
+
+/// A call with the calling thread's own ids, which are asked for again where the kernel does not know them: they were those
+/// of the life before, if the thread was taken over into a new one between the two calls. What only the thread itself may
+/// queue is refused for others before they are looked for (kernel/signal.c, do_rt_tgsigqueueinfo).
+fn by_own_ids(mut call: impl FnMut() -> Result<(), Errno>) {
+    const TRIES: u32 = 16;
+    let mut done = || !matches!(call(), Err(Errno(libc::ESRCH | libc::EPERM)));
+    let _ = (0..TRIES).any(|_| done());
 }
 
 /// The calling thread looks about, behind what it is doing now.

@@ -195,11 +195,8 @@ fn move_descriptors(own: &mut RegionDescriptors) -> Result<(), Errno> {
     let lock = fs::fcntl(own.lock, libc::F_DUPFD_CLOEXEC, 0)? as i32;
     fs::close(own.lock)?;
     own.lock = lock;
-    let mut first = own_descriptors(soft, hard);
     // What the program was given stays where it is.
-    while let Some(used) = (first..first + OWN_DESCRIPTORS).rfind(|&n| fs::fcntl(n as i32, libc::F_GETFD, 0).is_ok()) {
-        first = used + 1;
-    }
+    let first = free_numbers(own_descriptors(soft, hard), hard).ok_or(Errno(libc::EMFILE))?;
     let end = first + OWN_DESCRIPTORS;
     if end > soft {
         process::limit(nofile, Some([end, hard]))?;
@@ -217,6 +214,23 @@ fn move_descriptors(own: &mut RegionDescriptors) -> Result<(), Errno> {
         process::limit(nofile, Some([soft, hard]))?;
     }
     Ok(())
+}
+
+/// Where there is room for the region's descriptors: from `wanted` upwards, else downwards.
+fn free_numbers(wanted: u64, hard: u64) -> Option<u64> {
+    let open = |number: &u64| fs::fcntl(*number as i32, libc::F_GETFD, 0).is_ok();
+    let mut first = wanted;
+    while let Some(used) = (first..first + OWN_DESCRIPTORS).rfind(open) {
+        first = used + 1;
+    }
+    if first + OWN_DESCRIPTORS <= hard {
+        return Some(first);
+    }
+    let mut end = wanted + OWN_DESCRIPTORS;
+    while let Some(used) = (end.checked_sub(OWN_DESCRIPTORS)?..end).find(open) {
+        end = used;
+    }
+    Some(end - OWN_DESCRIPTORS)
 }
 
 /// Checks the header, and empties a region that an earlier image of this program has used.

@@ -84,6 +84,13 @@ pub fn close_range(first: u32, last: u32) -> Result<(), Errno> {
     check(unsafe { call3(libc::SYS_close_range as usize, first as usize, last as usize, 0) }).map(|_| ())
 }
 
+/// close_range(2) with CLOSE_RANGE_CLOEXEC: those that are open are closed with the next exec.
+pub fn close_on_exec(first: u32, last: u32) -> Result<(), Errno> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC as usize;
+    // SAFETY: descriptors are no memory.
+    check(unsafe { call3(libc::SYS_close_range as usize, first as usize, last as usize, flags) }).map(|_| ())
+}
+
 /// read(2) into `buffer`.
 pub fn read(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the buffer is valid for writing its length.
