@@ -71,7 +71,11 @@ class Rig:
 
     def regions(self):
         """What `ls` says, by name."""
-        return {region["name"]: region for region in json.loads(self.machine.do("zhuque ls --json"))}
+        said = self.machine.do("zhuque ls --json")
+        try:
+            return {region["name"]: region for region in json.loads(said)}
+        except ValueError:
+            raise Failure(f"`zhuque ls --json` said {said!r}") from None
 
     def states(self):
         """The states of all programs; those that have ended by then are compared at the end, as all are."""
