@@ -8,7 +8,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -68,14 +68,20 @@ impl Program {
 #[derive(Default)]
 pub struct Announcement {
     told: HashSet<u32>,
+    /// When the first of them was told.
+    pub since: Option<SystemTime>,
 }
 
 impl Announcement {
     /// Tells every thread that has not been told: those born since the last call. Returns how many have been told.
     pub fn announce(&mut self, pid: u32) -> usize {
-        for thread in numbers(&format!("/proc/{pid}/task")) {
+        // The whole list first, which takes the kernel longer than all of the signals: from the first of these on it is
+        // a power failure.
+        let threads: Vec<u32> = numbers(&format!("/proc/{pid}/task")).collect();
+        for thread in threads {
             // One that ends meanwhile needs to know nothing.
             if self.told.insert(thread) {
+                self.since.get_or_insert_with(SystemTime::now);
                 let _ = sys::tgkill(pid, thread, libc::SIGPWR);
             }
         }

@@ -14,7 +14,7 @@ use crate::holes::LOWEST;
 use crate::tables::{check_sites, check_threads};
 use core::mem::{offset_of, size_of};
 use std::borrow::Cow;
-use zhuque_abi::codec::{Records, checksum};
+use zhuque_abi::codec::{Records, checksum, digest};
 use zhuque_abi::header::{FileRecord, Globals, Header, How, MAGIC, Patched, Phase, VERSION};
 use zhuque_abi::journal::{Mapped, Object, Process, Record};
 use zhuque_abi::layout::{
@@ -140,7 +140,7 @@ pub fn header_checksum(page: &[u8]) -> u32 {
     checksum(0, &copy)
 }
 
-/// CRC-32 of everything in a control file that is in use behind the header and is not the journal: globals, file
+/// Digest of everything in a control file that is in use behind the header and is not the journal: globals, file
 /// table, site table, nodes, slots in use, in this order.
 pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
     let control = Bytes(control);
@@ -160,23 +160,23 @@ pub fn control_checksum_of<'a>(read: &dyn Fn(u64, u64) -> Result<Cow<'a, [u8]>, 
     let file_bytes = size_of::<FileRecord>() as u64;
     let node_bytes = size_of::<Node>() as u64;
     let base = Bytes(&read(HEADER_OFFSET, PAGE)?).u64(offset_of!(Header, base));
-    let mut sum = checksum(0, &globals);
+    let mut sum = digest(0, &globals);
     for (offset, bytes) in [
         (FILES_OFFSET + file_bytes, files * file_bytes),
         (SITES_OFFSET, sites * size_of::<Patched>() as u64),
         (NODES_OFFSET + node_bytes, nodes * node_bytes),
     ] {
-        sum = checksum(sum, &read(offset, bytes)?);
+        sum = digest(sum, &read(offset, bytes)?);
     }
     for index in 0..slots {
         let at = SLOTS_OFFSET + index * SLOT_STRIDE;
         let bytes = read(at, size_of::<Slot>() as u64)?;
         let slot = Bytes(&bytes);
         if slot.u32(offset_of!(Slot, state)) != state::FREE {
-            sum = checksum(sum, &bytes);
+            sum = digest(sum, &bytes);
             let frame = slot.u64(offset_of!(Slot, saved) + offset_of!(SavedThread, frame));
             if let Some((offset, bytes)) = saved_frame(base.wrapping_add(at), frame) {
-                sum = checksum(sum, &read(at + offset, bytes)?);
+                sum = digest(sum, &read(at + offset, bytes)?);
             }
         }
     }

@@ -45,17 +45,24 @@ pub fn capabilities() -> Capabilities {
         core::ptr::read_volatile(&raw mut words)
     };
     let both = |low: usize| u64::from(words[low]) | u64::from(words[low + 3]) << 32;
-    let bits = |asked: &dyn Fn(usize) -> Result<usize, Errno>| {
-        (0..64).filter(|&bit| asked(bit) == Ok(1)).fold(0, |set: u64, bit| set | 1 << bit)
+    let (effective, permitted, inheritable) = (both(0), both(1), both(2));
+    // A call for each: none behind the last one that the kernel knows, and of the ambient ones only those that can be there
+    // (capabilities(7): no capability is ever ambient that is not both permitted and inheritable).
+    let bits = |set: u64, asked: &dyn Fn(usize) -> Result<usize, Errno>| {
+        let known = { (0..64).filter(|&bit| set & 1 << bit != 0) }.map(|bit| (bit, asked(bit)));
+        let known = known.take_while(|(_, found)| found.is_ok());
+        known.filter(|&(_, found)| found == Ok(1)).fold(0, |set: u64, (bit, _)| set | 1 << bit)
     };
     // SAFETY: these options take no pointers.
     unsafe {
         Capabilities {
-            effective: both(0),
-            permitted: both(1),
-            inheritable: both(2),
-            bounding: bits(&|bit| process::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0)),
-            ambient: bits(&|bit| process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_IS_SET, bit, 0, 0)),
+            effective,
+            permitted,
+            inheritable,
+            bounding: bits(!0, &|bit| process::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0)),
+            ambient: bits(permitted & inheritable, &|bit| {
+                process::prctl(libc::PR_CAP_AMBIENT, AMBIENT_IS_SET, bit, 0, 0)
+            }),
             securebits: process::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0).unwrap_or(0) as u32,
         }
     }

@@ -8,7 +8,7 @@
 use crate::context::Context;
 use crate::control::{self, Lock};
 use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, kick_others};
-use crate::family::limits::{self, ENOUGH};
+use crate::family::limits::{self, Room};
 use crate::family::{self, clocks, signals};
 use crate::journal::Journal;
 use crate::{process_state, write_back};
@@ -201,7 +201,8 @@ extern "C" fn lead(slot: u64) {
     let Some(descriptors) = gather(life, deadline) else {
         unsaved(Reason::Timeout, b"not every thread could be stopped in time")
     };
-    if descriptors.scarce {
+    // Also where none are scarce: they are in the list of descriptors, and to list one takes longer than to close it.
+    if descriptors.scarce || life.flags & (boot_flag::SYNC_REGION | boot_flag::DAX) == 0 {
         close_empty_slices(life);
     }
     collect_signals(life, leader);
@@ -211,7 +212,7 @@ extern "C" fn lead(slot: u64) {
 /// The same when a tracer has stopped and taken every thread (`outside`).
 pub fn lead_outside() -> ! {
     let life = control::life();
-    let descriptors = make_room(life);
+    let descriptors = limits::make_room(life);
     write_down(life, descriptors.limit, How::Outside)
 }
 
@@ -232,9 +233,9 @@ fn write_down(life: &Life, descriptors: [u64; 2], how: How) -> ! {
 
 /// Calls every thread until all of them stand still; `None` when time is up. What the save may open is known then.
 ///
-/// Every thread that parks wakes the leader, which only counts slots then. The kernel's list of threads, which is the
-/// truth but costs a microsecond a thread and a descriptor, is read when the slots say that all are there: nobody takes
-/// descriptors of the program's any more then.
+/// Every thread that parks wakes the leader, which only counts slots then. The kernel is asked when the slots say that all
+/// are there: threads that stand still do not end, so if it has as many there is no other. Its list, which costs a
+/// microsecond a thread and a descriptor, is read where it has more: nobody takes descriptors of the program's any more then.
 fn gather(life: &Life, deadline: u64) -> Option<Room> {
     let (mut called, mut room) = (0, None);
     loop {
@@ -246,8 +247,11 @@ fn gather(life: &Life, deadline: u64) -> Option<Room> {
         let (missing, suspended) = standing();
         life.expected.store(saved + missing, Ordering::Release);
         if missing == 0 {
-            let room = *room.get_or_insert_with(|| make_room(life));
+            let room = *room.get_or_insert_with(|| limits::make_room(life));
             if suspended == 0 {
+                if kernel_threads() == Some(u64::from(saved_threads())) {
+                    return Some(room);
+                }
                 let (tasks, others) = call_threads(life);
                 if others == 0 && tasks == saved_threads() {
                     return Some(room);
@@ -331,6 +335,14 @@ fn end_vfork_children() {
     }
 }
 
+/// How many threads the process has, one that has ended before the others included, in one call: the number of links of
+/// their directory, beside the two of any (proc_task_getattr and proc_pident_instantiate in fs/proc/base.c).
+fn kernel_threads() -> Option<u64> {
+    let mut path = fs::Path::new();
+    path.push(b"/proc/thread-self/..");
+    fs::stat_at(libc::AT_FDCWD, &path, 0).ok()?.st_nlink.checked_sub(2)
+}
+
 /// Sends SIGPWR to every thread of the process that does not stand still: the number of threads, and of those.
 fn call_threads(life: &Life) -> (u32, u32) {
     let mut buffer = [0u8; 4096];
@@ -372,29 +384,6 @@ fn parked_slot(tid: u32, near: usize) -> Option<usize> {
         let thread = control::life_thread(index);
         thread.tid.load(Ordering::Acquire) == tid && thread.parked.load(Ordering::Acquire) == parked::SAVED
     })
-}
-
-/// The program's limit of descriptors, and whether the save cannot have more.
-#[derive(Clone, Copy)]
-struct Room {
-    limit: [u64; 2],
-    scarce: bool,
-}
-
-/// Descriptors for the save's own use, also where the program has taken all that it may have: raises the limit; where
-/// that is not allowed, closes the control file, which stays mapped. That is enough until everything stands still. No
-/// thread of the program runs any more.
-fn make_room(life: &Life) -> Room {
-    let limit = limits::limit().unwrap_or([0; 2]);
-    let [soft, hard] = process::limit(libc::RLIMIT_NOFILE, None).unwrap_or([0; 2]);
-    let raised = soft.saturating_add(ENOUGH).min(hard);
-    let _ = process::limit(libc::RLIMIT_NOFILE, Some([raised, hard]));
-    let scarce = raised - soft.min(raised) < ENOUGH;
-    if scarce {
-        crate::journal::reserve_more();
-        let _ = fs::close(life.descriptors.control);
-    }
-    Room { limit, scarce }
 }
 
 /// Slices in which nothing is mapped have no content to be written back, but perhaps holes.
@@ -518,11 +507,11 @@ fn header_checksum(header: &Header) -> u32 {
     codec::checksum(0, &page)
 }
 
-/// CRC-32 of globals, file table, site table, nodes and slots in use; see [`Header::control_checksum`].
+/// Digest of globals, file table, site table, nodes and slots in use; see [`Header::control_checksum`].
 fn control_checksum() -> u32 {
     let part = |seed: u32, start: u64, bytes: u64| {
         // SAFETY: the ranges lie in the control mapping, and everything stands still.
-        codec::checksum(seed, unsafe {
+        codec::digest(seed, unsafe {
             core::slice::from_raw_parts((control::base() + start) as *const u8, bytes as usize)
         })
     };

@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// After this time it may be that the program was stopped.
 const LONG: Duration = Duration::from_millis(5);
 /// How often threads that were born meanwhile are looked for.
-const ROUND: Duration = Duration::from_micros(300);
+const ROUND: Duration = Duration::from_millis(2);
 
 /// Fails every region named, or all that run; goes on with the others when one cannot be saved.
 pub fn fail(store: Option<&Path>, flags: &Fail) -> anyhow::Result<i32> {
@@ -87,11 +87,11 @@ fn fail_one(store: &Store, name: &str) -> anyhow::Result<String> {
     let region = Region::open(store, name)?;
     let watch = region.watch()?;
     let program = find(&region, &watch)?;
-    let (start, clock) = (Instant::now(), SystemTime::now());
-    save(&region, &watch, &program)?;
+    let start = Instant::now();
+    let announced = save(&region, &watch, &program)?;
     let took = start.elapsed();
     let summary = region.summary()?;
-    let took = until_saved(clock, &summary).filter(|&saved| saved <= took).unwrap_or(took);
+    let took = announced.and_then(|at| until_saved(at, &summary)).filter(|&saved| saved <= took).unwrap_or(took);
     leave(&region, &program)?;
     Ok(line(name, &summary, took))
 }
@@ -141,8 +141,8 @@ fn find(region: &Region, watch: &Watch) -> anyhow::Result<Program> {
     }
 }
 
-/// Announces the failure and waits until the program is saved.
-fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()> {
+/// Announces the failure and waits until the program is saved. When it was announced.
+fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<Option<SystemTime>> {
     let name = region.name();
     let start = Instant::now();
     let mut announcement = Announcement::default();
@@ -152,7 +152,7 @@ fn save(region: &Region, watch: &Watch, program: &Program) -> anyhow::Result<()>
     loop {
         let word = watch.word();
         match Phase::from_raw(word as u8) {
-            Some(Phase::Saved) => return Ok(()),
+            Some(Phase::Saved) => return Ok(announcement.since),
             Some(Phase::Unsaved) => {
                 bail!("{name}: not saved: {}; zhuque inspect {name} shows what is left", region.summary()?.why())
             }

@@ -141,7 +141,7 @@ impl HandMade {
         let part = |seed, at: u64, bytes: usize| {
             let mut read = vec![0; bytes];
             self.control.read_exact_at(&mut read, at).unwrap();
-            codec::checksum(seed, &read)
+            codec::digest(seed, &read)
         };
         let sum = part(0, GLOBALS_OFFSET, size_of::<Globals>());
         let sum = part(sum, NODES_OFFSET + size_of::<Node>() as u64, nodes as usize * size_of::<Node>());

@@ -100,9 +100,18 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// CRC-32 of `bytes`, the checksum used everywhere in a region. `seed` is the checksum of what came before, or 0.
+/// CRC-32 of `bytes`, the checksum of header and journal. `seed` is the checksum of what came before, or 0.
 pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(bytes);
     hasher.finalize()
+}
+
+/// The low half of the XXH3 of `bytes`, the checksum of tables and threads. `seed` is that of what came before, or 0; where
+/// nothing is added it stays as it is.
+///
+/// They are hundreds of kilobytes, checked while the power fails: CRC-32 without instructions of its own, which `crc32fast`
+/// chooses with the standard library only, takes five times as long.
+pub fn digest(seed: u32, bytes: &[u8]) -> u32 {
+    if bytes.is_empty() { seed } else { xxhash_rust::xxh3::xxh3_64_with_seed(bytes, u64::from(seed)) as u32 }
 }

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First eight bytes of a control file.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"zhuque\0\x01");
 /// Version of every layout in this crate; a region is only resumed by a shim of the same version (its own copy).
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// What a region is at the moment. Stored in the low byte of the phase word, the generation above it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,8 +80,8 @@ pub struct Header {
     pub phase: AtomicU64,
     /// CRC-32 of this page with `phase` and `checksum` taken as zero; valid when saved.
     pub checksum: u32,
-    /// CRC-32 of globals, file table, site table, nodes, and for each slot in use the slot itself and its saved frame
-    /// ([`crate::slot::saved_frame`]), in that order; valid when saved.
+    /// Digest ([`crate::codec::digest`]) of globals, file table, site table, nodes, and for each slot in use the slot itself
+    /// and its saved frame ([`crate::slot::saved_frame`]), in that order; valid when saved.
     pub control_checksum: u32,
     /// Address of the control mapping in the program.
     pub base: u64,

@@ -8,11 +8,15 @@
 use crate::control::{self, Lock};
 use crate::gate::{Result64, error, raw};
 use core::sync::atomic::{AtomicU64, Ordering};
-use zhuque_sys::{Errno, process, user};
+use zhuque_abi::layout::OWN_DESCRIPTORS;
+use zhuque_abi::life::Life;
+use zhuque_sys::{Errno, fs, process, user};
 
 const NOFILE: u64 = libc::RLIMIT_NOFILE as u64;
-/// The region's own descriptors (slices, control file, directory, lock), and more than a save has open at once.
-pub const ENOUGH: u64 = zhuque_abi::layout::OWN_DESCRIPTORS + 21;
+/// More descriptors than a save has open at once.
+const AT_ONCE: usize = 21;
+/// The region's own descriptors (slices, control file, directory, lock), and those of a save.
+const ENOUGH: u64 = OWN_DESCRIPTORS + AT_ONCE as u64;
 
 /// getrlimit(2), setrlimit(2), and prlimit(2) on the program itself. `None`: the kernel's own answer will do.
 pub fn serve(number: i64, a: [u64; 6]) -> Option<Result64> {
@@ -102,6 +106,42 @@ pub fn leave() {
     if let (Ok([soft, known]), Ok([_, kernel])) = (limit(), process::limit(libc::RLIMIT_NOFILE, None)) {
         let _ = process::limit(libc::RLIMIT_NOFILE, Some([soft, known.min(kernel)]));
     }
+}
+
+/// The program's limit of descriptors, and whether the save cannot have more.
+#[derive(Clone, Copy)]
+pub struct Room {
+    /// Soft and hard limit.
+    pub limit: [u64; 2],
+    /// See `make_room`.
+    pub scarce: bool,
+}
+
+/// Descriptors for the save's own use, also where the program has taken all that it may have: raises the limit; where
+/// that is not allowed, and too few are free, closes the control file, which stays mapped. That is enough until everything
+/// stands still. No thread of the program runs any more.
+pub fn make_room(life: &Life) -> Room {
+    let limit = limit().unwrap_or([0; 2]);
+    let [soft, hard] = process::limit(libc::RLIMIT_NOFILE, None).unwrap_or([0; 2]);
+    let raised = soft.saturating_add(ENOUGH).min(hard);
+    let _ = process::limit(libc::RLIMIT_NOFILE, Some([raised, hard]));
+    let scarce = raised - soft.min(raised) < ENOUGH && !has_free_descriptors(life.descriptors.directory);
+    if scarce {
+        crate::journal::reserve_more();
+        let _ = fs::close(life.descriptors.control);
+    }
+    Room { limit, scarce }
+}
+
+/// Whether as many descriptors are free as a save has open at once: takes and gives them back, as copies of `fd`.
+fn has_free_descriptors(fd: i32) -> bool {
+    let mut copies = [-1; AT_ONCE];
+    let mut copy = |to: &mut i32| fs::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0).map(|copy| *to = copy as i32).is_ok();
+    let found = copies.iter_mut().all(&mut copy);
+    for copy in copies.into_iter().filter(|&copy| copy >= 0) {
+        let _ = fs::close(copy);
+    }
+    found
 }
 
 /// Whether the program has CAP_SYS_RESOURCE: whether it may raise a hard limit.

@@ -44,10 +44,13 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>, link: 
     }
     let data = c.scratch.get(..used).unwrap_or(&[]);
     let capacity = fs::fcntl(found.fd, F_GETPIPE_SZ, 0).unwrap_or(65536) as u32;
-    let mut path = Path::new();
-    path.push(link);
-    let there = fs::stat_at(libc::AT_FDCWD, &path, 0);
-    if there.is_ok_and(|s| (s.st_dev, s.st_ino) == (found.device, found.inode)) && link.starts_with(b"/") {
+    let is_there = || {
+        let mut path = Path::new();
+        path.push(link);
+        let there = fs::stat_at(libc::AT_FDCWD, &path, 0);
+        there.is_ok_and(|s| (s.st_dev, s.st_ino) == (found.device, found.inode))
+    };
+    if link.starts_with(b"/") && is_there() {
         return found.describe(c.put, Object::Fifo { path: link, inode: found.inode, capacity, data });
     }
     if found.is_path() {
