@@ -247,17 +247,13 @@ fn gather(life: &Life, deadline: u64) -> Option<Room> {
         let (missing, suspended) = standing();
         life.expected.store(saved + missing, Ordering::Release);
         if missing == 0 {
+            let alone = suspended == 0 && no_others();
+            // Not before it is known that nobody runs any more, where that can be known without a descriptor.
             let room = *room.get_or_insert_with(|| limits::make_room(life));
-            if suspended == 0 {
-                if kernel_threads() == Some(u64::from(saved_threads())) {
-                    return Some(room);
-                }
-                let (tasks, others) = call_threads(life);
-                if others == 0 && tasks == saved_threads() {
-                    return Some(room);
-                }
-            } else {
+            if suspended != 0 {
                 end_vfork_children();
+            } else if alone || call_threads(life) {
+                return Some(room);
             }
         }
         if now > deadline {
@@ -335,16 +331,20 @@ fn end_vfork_children() {
     }
 }
 
-/// How many threads the process has, one that has ended before the others included, in one call: the number of links of
-/// their directory, beside the two of any (proc_task_getattr and proc_pident_instantiate in fs/proc/base.c).
-fn kernel_threads() -> Option<u64> {
+/// Whether the process has no more threads than those that stand still. One call tells: the links of their directory are
+/// the two of any and one for each, also for one that has ended before the others (proc_pident_instantiate and
+/// proc_task_getattr in fs/proc/base.c).
+fn no_others() -> bool {
+    // Before the kernel is asked: they stay, so if it has as many then, there is nobody who could make another one. The
+    // other way round, one that has been born meanwhile would be missed, if the one that has made it stands still by now.
+    let saved = u64::from(saved_threads());
     let mut path = fs::Path::new();
     path.push(b"/proc/thread-self/..");
-    fs::stat_at(libc::AT_FDCWD, &path, 0).ok()?.st_nlink.checked_sub(2)
+    fs::stat_at(libc::AT_FDCWD, &path, 0).is_ok_and(|found| found.st_nlink == saved + 2)
 }
 
-/// Sends SIGPWR to every thread of the process that does not stand still: the number of threads, and of those.
-fn call_threads(life: &Life) -> (u32, u32) {
+/// Sends SIGPWR to every thread of the process that does not stand still. Whether there was none.
+fn call_threads(life: &Life) -> bool {
     let mut buffer = [0u8; 4096];
     let mut path = fs::Path::new();
     path.push(b"/proc/thread-self/../");
@@ -361,9 +361,9 @@ fn call_threads(life: &Life) -> (u32, u32) {
         tasks += 1;
     };
     if fs::numbers_in(&path, &mut buffer, false, &mut each).is_err() {
-        return (0, 1);
+        return false;
     }
-    (tasks, missing)
+    missing == 0 && tasks == saved_threads()
 }
 
 /// Whether the main thread has ended before the others: the kernel keeps it on its list, as a zombie.

@@ -114,6 +114,12 @@ fn a_program_that_has_taken_all_descriptors() {
     check_lives(&limited.arg(&guest.program).args(&guest.arguments), 3);
 }
 
+/// One that has more descriptors open than its limit allows by now, as far above it as a save needs some.
+#[test]
+fn a_program_with_more_descriptors_than_its_limit() {
+    check_lives(&Guest::python("full_descriptors.py").args(["400", "5"]), 2);
+}
+
 /// A device whose driver's state would be lost is refused at once; what natively fails fails in the same way.
 #[test]
 fn devices_of_unknown_kinds() {

@@ -100,7 +100,8 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// CRC-32 of `bytes`, the checksum of header and journal. `seed` is the checksum of what came before, or 0.
+/// CRC-32 of `bytes`, the checksum of everything but tables and threads ([`digest`]). `seed` is the checksum of what came
+/// before, or 0.
 pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(bytes);

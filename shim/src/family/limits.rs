@@ -13,8 +13,8 @@ use zhuque_abi::life::Life;
 use zhuque_sys::{Errno, fs, process, user};
 
 const NOFILE: u64 = libc::RLIMIT_NOFILE as u64;
-/// More descriptors than a save has open at once.
-const AT_ONCE: usize = 21;
+/// More descriptors than a save has open at once: seven.
+const AT_ONCE: usize = 12;
 /// The region's own descriptors (slices, control file, directory, lock), and those of a save.
 const ENOUGH: u64 = OWN_DESCRIPTORS + AT_ONCE as u64;
 
@@ -117,15 +117,18 @@ pub struct Room {
     pub scarce: bool,
 }
 
-/// Descriptors for the save's own use, also where the program has taken all that it may have: raises the limit; where
-/// that is not allowed, and too few are free, closes the control file, which stays mapped. That is enough until everything
-/// stands still. No thread of the program runs any more.
+/// Descriptors for the save's own use, also where the program has taken all that it may have: raises the limit; where too
+/// few are free all the same, closes the control file, which stays mapped. That is enough until everything stands still.
+/// No thread of the program runs any more.
 pub fn make_room(life: &Life) -> Room {
     let limit = limit().unwrap_or([0; 2]);
-    let [soft, hard] = process::limit(libc::RLIMIT_NOFILE, None).unwrap_or([0; 2]);
-    let raised = soft.saturating_add(ENOUGH).min(hard);
-    let _ = process::limit(libc::RLIMIT_NOFILE, Some([raised, hard]));
-    let scarce = raised - soft.min(raised) < ENOUGH && !has_free_descriptors(life.descriptors.directory);
+    if let Ok([soft, hard]) = process::limit(libc::RLIMIT_NOFILE, None)
+        && soft < hard
+    {
+        // As far as it goes: a program may have more open than its limit is now.
+        let _ = process::limit(libc::RLIMIT_NOFILE, Some([hard, hard]));
+    }
+    let scarce = !has_free_descriptors(life.descriptors.directory);
     if scarce {
         crate::journal::reserve_more();
         let _ = fs::close(life.descriptors.control);
