@@ -10,11 +10,11 @@ use crate::entry::sites;
 use crate::family::descriptors::is_known_device;
 use crate::family::{clocks, ids, memory, processes, signals, threads};
 use crate::text::Text;
-use crate::{control, die};
+use crate::{control, die, user};
 use core::sync::atomic::Ordering;
 use zhuque_abi::slot::{Retry, Slot, pending};
 use zhuque_model::calls::{Family, Treatment, lookup};
-use zhuque_sys::{Errno, check, raw::call6, user};
+use zhuque_sys::{Errno, check, raw::call6};
 
 /// Result of a call: a value or an error number.
 pub type Result64 = Result<u64, Errno>;

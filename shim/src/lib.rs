@@ -27,6 +27,7 @@ pub mod runtime;
 pub mod save;
 pub mod scheduling;
 pub mod text;
+pub mod user;
 pub mod write_back;
 
 #[panic_handler]

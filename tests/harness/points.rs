@@ -29,7 +29,7 @@ pub struct Seen {
     pub again: u64,
     /// The program had ended.
     pub late: u64,
-    /// In the middle of a fork, which cannot be saved so.
+    /// In the middle of a fork, or of an exec (which this guest has survived), neither of which can be saved so.
     pub refused: u64,
     /// Recovery handlers that have run.
     pub recovered: u64,
@@ -177,7 +177,7 @@ impl<'a> Rig<'a> {
                 all.late += 1;
                 Struck::Killed
             }
-            _ if refused(&[outside::FORK]) => {
+            _ if refused(&[outside::FORK, "has not started yet"]) => {
                 all.refused += 1;
                 Struck::Killed
             }

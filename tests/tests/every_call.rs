@@ -128,6 +128,7 @@ guests! {
     many_mappings: "manymaps" "600" "2";
     mapped_files_and_memfds: "mapped" "2";
     what_a_process_has_given_up: "privileges" "10";
+    bad_pointers: "pointers" "2";
     pipes_and_fifos: "pipes" "2";
     its_own_sigpwr: "power" "3";
     attributes_and_pending_signals: "process" "2";

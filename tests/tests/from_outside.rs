@@ -20,7 +20,7 @@ fn check(guest: &Guest) {
     let Seen { saved, again, late, refused, recovered, inside } = rig.seen;
     println!(
         "{}: {saved} saved, {again} of them in a second life, {late} too late, {refused} during a \
-         fork; {recovered} recovery signals",
+         fork or an exec; {recovered} recovery signals",
         guest.name()
     );
     let named = |(call, count)| format!("{} {count}", zhuque_model::calls::lookup(call).map_or("-", |call| call.name));
@@ -62,6 +62,7 @@ guests! {
     its_own_sigpwr: "power" "3";
     recovery_handlers: "recovery" "10";
     reused_addresses: "reuse" "4" "20";
+    bad_pointers: "pointers" "1";
     signals: "signals" "1";
     threads: "threads" "4" "20";
     timers: "timers" "2";

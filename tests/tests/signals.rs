@@ -56,6 +56,11 @@ fn ignored_signals_end_no_wait() {
 }
 
 #[test]
+fn bad_pointers_are_errors_where_faults_are_blocked() {
+    check_lives(&Guest::c("pointers"), 4);
+}
+
+#[test]
 fn a_stop_ends_no_wait() {
     let (store, guest) = (Store::new(), Guest::c("stopped"));
     let native = guest.finish_natively(&store, &store.work_dir("native"));

@@ -4,7 +4,7 @@
 //! that assembler reads are at offsets taken from `offset_of!`. All of it is region memory: after a save it *is* the
 //! thread.
 
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// What a slot holds; [`Slot::state`].
 pub mod state {
@@ -117,6 +117,10 @@ pub struct VforkReturn {
     pub rsp: u64,
     /// Where the gate returns to.
     pub rip: u64,
+    /// The parent's [`Slot::extra_mask`], and
+    pub extra_mask: u64,
+    /// its [`Slot::faults_blocked`]: the child may change its own.
+    pub faults_blocked: u64,
 }
 
 /// A call that ended early, and how to issue it again.
@@ -208,6 +212,8 @@ pub struct Slot {
     pub alt_flags: u64,
     /// Bits of SIGSYS and SIGPWR in the mask that the program believes in; the kernel's mask has the others.
     pub extra_mask: u64,
+    /// SIGSEGV and SIGBUS, if the thread's mask may have them now: what the gate copies then must not fault.
+    pub faults_blocked: AtomicU64,
     /// The temporary mask of sigsuspend, ppoll and the like, while `temp_valid` is 1.
     pub temp_mask: u64,
     /// See `temp_mask`.

@@ -27,12 +27,11 @@ const SYS_USER_DISPATCH: i32 = 2;
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// Signals that the kernel must always be able to deliver: ours, and those that an instruction causes.
 pub const NEVER_BLOCKED: u64 = bit(libc::SIGSYS as u32) | bit(libc::SIGPWR as u32);
+/// Faults that an access to memory causes.
+pub const FAULTS_OF_ACCESS: u64 = bit(libc::SIGSEGV as u32) | bit(libc::SIGBUS as u32);
 /// Faults: blocked ones would kill the process.
-pub const FAULTS: u64 = bit(libc::SIGSEGV as u32)
-    | bit(libc::SIGBUS as u32)
-    | bit(libc::SIGILL as u32)
-    | bit(libc::SIGFPE as u32)
-    | bit(libc::SIGTRAP as u32);
+pub const FAULTS: u64 =
+    FAULTS_OF_ACCESS | bit(libc::SIGILL as u32) | bit(libc::SIGFPE as u32) | bit(libc::SIGTRAP as u32);
 
 /// The calling thread's slot.
 pub fn current_slot() -> *mut Slot {

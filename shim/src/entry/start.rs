@@ -438,5 +438,6 @@ fn finish(boot: &Boot, mask: u64) {
         crate::save::announce();
     }
     let mask = if boot.executed != 0 { boot.exec_mask } else { mask };
+    slot.faults_blocked.store(mask & handler::FAULTS_OF_ACCESS, Ordering::Relaxed);
     signal::set_mask(mask & !handler::NEVER_BLOCKED);
 }

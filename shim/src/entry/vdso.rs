@@ -102,5 +102,5 @@ fn write_jump(address: u64, target: u64) -> Result<(), Errno> {
     let mut code = [0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0];
     code[2..10].copy_from_slice(&target.to_le_bytes());
     // SAFETY: the copy of the vdso, writable still.
-    unsafe { user::write(address, &code) }
+    unsafe { user::copy(address, code.as_ptr() as u64, code.len()) }
 }

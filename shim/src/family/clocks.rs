@@ -7,13 +7,13 @@
 
 use super::select_sets::looked_at;
 use super::signals::filtered_mask;
-use crate::control;
 use crate::gate::{Result64, error, raw, wait_call};
+use crate::{control, user};
 use core::sync::atomic::Ordering;
 use zhuque_abi::life::Life;
 use zhuque_abi::slot::{Slot, pending};
 use zhuque_sys::time::SECOND;
-use zhuque_sys::{Errno, time, user};
+use zhuque_sys::{Errno, time};
 
 const CLOCK_MONOTONIC: i32 = libc::CLOCK_MONOTONIC;
 const CLOCK_MONOTONIC_RAW: i32 = libc::CLOCK_MONOTONIC_RAW;

@@ -5,14 +5,16 @@
 #![allow(unsafe_code)]
 
 use crate::control::{self, Lock};
+use crate::entry::handler::FAULTS_OF_ACCESS;
 use crate::gate::{Result64, again, error, raw};
+use crate::user;
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::{PATH_BYTES, Phase, VERSION, phase_word};
 use zhuque_abi::layout::{BOOT_FILE, CONTROL_FILE, ENV_REGION, PAGE, SHIM_FILE};
 use zhuque_abi::life::{BOOT_MAGIC, Boot, Vdso, boot_flag};
 use zhuque_abi::slot::Slot;
 use zhuque_sys::signal::bit;
-use zhuque_sys::{Errno, fs, mm, process, signal, user};
+use zhuque_sys::{Errno, fs, mm, process, signal};
 
 const POWER: u64 = bit(libc::SIGPWR as u32);
 /// Most variables that an environment may have here.
@@ -24,12 +26,15 @@ pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     refuse_unprotected(directory, path, flags)?;
     refuse_sharing()?;
     let mask = signal::set_mask(!0);
+    let before = slot.faults_blocked.swap(FAULTS_OF_ACCESS, Ordering::Relaxed);
     // What has been put off, and a failure, come first: the new image would know nothing of them.
     if slot.pending.load(Ordering::Acquire) != 0 || crate::save::announced() {
+        slot.faults_blocked.store(before, Ordering::Relaxed);
         signal::set_mask(mask);
         return again(slot);
     }
     let result = execute(slot, mask, [directory, path, arguments, environment, flags]);
+    slot.faults_blocked.store(before, Ordering::Relaxed);
     signal::set_mask(mask);
     result
 }

@@ -9,7 +9,7 @@ use super::content::extents;
 use super::memory::{by_slice, slice_fd};
 use super::signals;
 use crate::control;
-use crate::entry::handler::NEVER_BLOCKED;
+use crate::entry::handler::{FAULTS_OF_ACCESS, NEVER_BLOCKED};
 use core::sync::atomic::Ordering;
 use zhuque_abi::layout::{CONTROL_BYTES, FILES_OFFSET, NODES_OFFSET, SITES_OFFSET, SLOT_STRIDE, page_up};
 use zhuque_abi::maps::{Kind, Node, flag};
@@ -163,7 +163,9 @@ fn leave_region(slot: &mut Slot) {
             let _ = signal::set_alternate_stack(0, 0, libc::SS_DISABLE as u32);
         }
         if slot.start_child_tid != 0 {
-            let _ = user::write(slot.start_child_tid, &pid);
+            // With every signal blocked.
+            slot.faults_blocked.store(FAULTS_OF_ACCESS, Ordering::Relaxed);
+            let _ = crate::user::write(slot.start_child_tid, &pid);
         }
         process::set_tid_address(slot.start_flags);
         (*control::life_mut()).pid = pid;

@@ -4,11 +4,11 @@
 //! life both are the same and nothing is translated.
 #![allow(unsafe_code)]
 
-use crate::control;
 use crate::gate::{Result64, error, raw};
+use crate::{control, user};
 use core::sync::atomic::Ordering;
 use zhuque_abi::slot::{SigInfo, Slot, state};
-use zhuque_sys::{Errno, process, user};
+use zhuque_sys::{Errno, process};
 
 /// The process id as the program knows it.
 pub fn virtual_pid() -> u32 {

@@ -7,10 +7,11 @@
 
 use crate::control::{self, Lock};
 use crate::gate::{Result64, error, raw};
+use crate::user;
 use core::sync::atomic::{AtomicU64, Ordering};
 use zhuque_abi::layout::OWN_DESCRIPTORS;
 use zhuque_abi::life::Life;
-use zhuque_sys::{Errno, fs, process, user};
+use zhuque_sys::{Errno, fs, process};
 
 const NOFILE: u64 = libc::RLIMIT_NOFILE as u64;
 /// More descriptors than a save has open at once: seven.

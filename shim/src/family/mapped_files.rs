@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 use super::memory_files::mtime_ns;
-use crate::control;
 use crate::family::Failure;
+use crate::{control, user};
 use zhuque_abi::codec::Records;
 use zhuque_abi::header::{FileRecord, PATH_BYTES};
 use zhuque_abi::journal::{Object, Record};
@@ -15,7 +15,7 @@ use zhuque_abi::layout::{FILES_DIR, MAX_FILES, PAGE, page_up};
 use zhuque_abi::life::boot_flag;
 use zhuque_abi::maps::Kind;
 use zhuque_model::maptree::{MapTree, Mapping};
-use zhuque_sys::{Errno, fs, mm, user};
+use zhuque_sys::{Errno, fs, mm};
 
 /// Brings the file table up to date. Everything stands still; `journal` has the descriptors' records already.
 pub fn refresh(journal: &[u8]) -> Result<(), Failure> {

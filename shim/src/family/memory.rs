@@ -346,7 +346,7 @@ fn copy_part(slice: usize, offset: u64, address: u64, bytes: u64) -> Result<(), 
         let window = mm::mmap(0, bytes, prot, control::sharing(), slice_fd(slice), offset)?;
         let mut at = 0;
         while at < bytes {
-            let _ = zhuque_sys::user::copy(window + at, address + at, PAGE as usize);
+            let _ = crate::user::copy(window + at, address + at, PAGE as usize);
             at += PAGE;
         }
         mm::munmap(window, bytes)

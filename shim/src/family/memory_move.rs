@@ -163,7 +163,7 @@ fn copy_run(from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
         unsafe {
             let source = mm::mmap(0, run, prot, sharing, slice_fd(from_slice), from_offset)?;
             let target = mm::mmap(0, run, prot, sharing, slice_fd(to_slice), to_offset)?;
-            let copied = zhuque_sys::user::copy(target, source, run as usize);
+            let copied = crate::user::copy(target, source, run as usize);
             mm::munmap(source, run)?;
             mm::munmap(target, run)?;
             copied.map_err(|_| Errno(libc::ENOMEM))?;

@@ -9,11 +9,11 @@ use super::{exec, fork_child, ids, limits};
 use crate::control::{self, Lock};
 use crate::entry::asm::zhuque_clone;
 use crate::gate::{Result64, again, error, raw, wait_call};
-use crate::save;
+use crate::{save, user};
 use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 use zhuque_abi::header::{Child, MAX_CHILDREN, child};
 use zhuque_abi::slot::{Slot, VforkReturn};
-use zhuque_sys::{process, signal, user};
+use zhuque_sys::{process, signal};
 
 unsafe extern "C" {
     fn zhuque_vfork() -> !;
@@ -199,7 +199,12 @@ pub fn vfork(slot: &mut Slot) -> Result64 {
         // A vfork child that vforks itself: nobody does, and the slot has one return point.
         return error(libc::EAGAIN);
     }
-    slot.vfork = VforkReturn { rsp: slot.frame.rsp, rip: slot.frame.rip };
+    slot.vfork = VforkReturn {
+        rsp: slot.frame.rsp,
+        rip: slot.frame.rip,
+        extra_mask: slot.extra_mask,
+        faults_blocked: slot.faults_blocked.load(Ordering::Relaxed),
+    };
     slot.suspended = 1;
     // SAFETY: nothing on this stack is needed any more, and no lock is held.
     unsafe { zhuque_vfork() }
@@ -220,6 +225,11 @@ pub unsafe extern "C" fn vfork_put_off(slot: *mut Slot) {
 /// The parent is back from vfork; the result lies in the slot's scratch.
 pub fn vfork_done(slot: &mut Slot) -> Result64 {
     let result = slot.scratch[0] as i64;
+    if slot.borrowed == 0 {
+        // The child may have changed its own.
+        slot.extra_mask = slot.vfork.extra_mask;
+        slot.faults_blocked.store(slot.vfork.faults_blocked, Ordering::Relaxed);
+    }
     if slot.borrowed == 0 && result > 0 {
         // It has executed something, or ended: it uses this memory no more.
         add_child(result as u32, child::APART);

@@ -6,15 +6,15 @@
 #![allow(unsafe_code)]
 
 use crate::context::{AlternateStack, Context, SignalFrame};
-use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, on_signal, queue_for_self, send_to_self};
+use crate::entry::handler::{FAULTS, FAULTS_OF_ACCESS, NEVER_BLOCKED, kick, on_signal, queue_for_self, send_to_self};
 use crate::gate::{Outcome, Result64, error, retry, wait_call};
-use crate::{control, entry::sites};
+use crate::{control, entry::sites, user};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::Action;
 use zhuque_abi::slot::{Retry, SigInfo, Slot};
 use zhuque_model::sync;
 use zhuque_sys::signal::{KernelAction, SA_RESTORER, bit, set_action};
-use zhuque_sys::{Errno, signal, user};
+use zhuque_sys::{Errno, signal};
 
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
@@ -199,6 +199,7 @@ pub fn deliver(slot: &mut Slot, program: Program, context: &mut Context) {
     let own = if action.flags & SA_NODEFER != 0 { 0 } else { bit(signal) };
     let blocked = now | action.mask | own;
     slot.extra_mask |= blocked & NEVER_BLOCKED;
+    slot.faults_blocked.store(blocked & FAULTS_OF_ACCESS, Ordering::Relaxed);
     context.mask = blocked & !NEVER_BLOCKED;
 }
 
@@ -409,6 +410,7 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
             _ => return error(libc::EINVAL),
         };
         slot.extra_mask = next & NEVER_BLOCKED;
+        slot.faults_blocked.store(next & FAULTS_OF_ACCESS, Ordering::Relaxed);
         set_mask(slot, next & !NEVER_BLOCKED);
         super::recovery::unblocked(slot, next & !NEVER_BLOCKED);
     }
@@ -448,6 +450,7 @@ pub fn rt_sigreturn(slot: &mut Slot) -> Result<Outcome, Errno> {
     context.machine.rip = sites::executable(context.machine.rip);
     // SAFETY: the program's own frame, where the kernel is about to read it.
     unsafe { user::write(at, &context) }?;
+    slot.faults_blocked.store(context.mask & FAULTS_OF_ACCESS, Ordering::Relaxed);
     // From here to the kernel's call nothing may come in between: the frame is the kernel's now, not the program's. What
     // has been put off already comes when the call has set the frame's mask.
     signal::set_mask(!FAULTS);

@@ -7,13 +7,15 @@
 use super::{clocks, ids, processes};
 use crate::context::AlternateStack;
 use crate::control::{self, Lock};
-use crate::entry::{asm::zhuque_clone, handler::NEVER_BLOCKED, place};
+use crate::entry::handler::{FAULTS_OF_ACCESS, NEVER_BLOCKED};
+use crate::entry::{asm::zhuque_clone, place};
 use crate::gate::{Outcome, Result64, error, raw, wait_call};
+use crate::user;
 use core::sync::atomic::{Ordering, compiler_fence};
 use zhuque_abi::header::{Phase, phase_word};
 use zhuque_abi::layout::{GATE_STACK_TOP, MAX_THREADS, SIGNAL_STACK, SIGNAL_STACK_BYTES, SLOT_STRIDE};
 use zhuque_abi::slot::{Slot, pending, state};
-use zhuque_sys::{Errno, fs, mm, process, signal, user};
+use zhuque_sys::{Errno, fs, mm, process, signal};
 
 const CLONE_VM: u64 = libc::CLONE_VM as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
@@ -387,6 +389,7 @@ fn new_thread(slot: &mut Slot, c: Clone) -> Result64 {
     let _lock = Lock::state();
     let taken = take_slot()?;
     let mask = signal::set_mask(!0);
+    let faults = slot.faults_blocked.swap(FAULTS_OF_ACCESS, Ordering::Relaxed);
     // A signal that is put off has replaced the mask meanwhile: the program's is in the slot then.
     let waits = slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0;
     // SAFETY: the slot has just been taken for the child, which does not run yet.
@@ -398,6 +401,7 @@ fn new_thread(slot: &mut Slot, c: Clone) -> Result64 {
     }
     child.xmm = slot.xmm;
     child.extra_mask = slot.extra_mask;
+    child.faults_blocked.store(FAULTS_OF_ACCESS, Ordering::Relaxed);
     child.clear_tid = if c.flags & CLONE_CHILD_CLEARTID != 0 { c.child } else { 0 };
     child.start_child_tid = if c.flags & CLONE_CHILD_SETTID != 0 { c.child } else { 0 };
     child.start_parent_tid = if c.flags & CLONE_PARENT_SETTID != 0 { c.parent } else { 0 };
@@ -419,6 +423,7 @@ fn new_thread(slot: &mut Slot, c: Clone) -> Result64 {
         }
         Ok(u64::from(shown))
     };
+    slot.faults_blocked.store(faults, Ordering::Relaxed);
     signal::set_mask(mask);
     result
 }
@@ -441,6 +446,7 @@ extern "C" fn start_thread(slot: *mut Slot) -> u32 {
         }
     }
     slot.state.store(state::LIVE, Ordering::Release);
+    slot.faults_blocked.store(slot.start_mask & FAULTS_OF_ACCESS, Ordering::Relaxed);
     signal::set_mask(slot.start_mask & !NEVER_BLOCKED);
     0
 }

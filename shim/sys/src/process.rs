@@ -225,6 +225,17 @@ pub fn set_affinity(tid: u32, mask: &[u8]) -> Result<(), Errno> {
         .map(|_| ())
 }
 
+/// process_vm_readv(2): `bytes` bytes from `from` in the process of thread `tid`, to `to` in this one; how many were copied.
+///
+/// # Safety
+/// `to` must not be memory that Rust code relies on, unless it is valid for writing `bytes` bytes.
+pub unsafe fn copy_from(tid: u32, to: u64, from: u64, bytes: usize) -> Result<usize, Errno> {
+    let (local, remote) = ([to as usize, bytes], [from as usize, bytes]);
+    let (local, remote) = (local.as_ptr() as usize, remote.as_ptr() as usize);
+    // SAFETY: one struct iovec each; the target is the caller's argument, and faults are errors.
+    check(unsafe { call6(libc::SYS_process_vm_readv as usize, tid as usize, local, 1, remote, 1, 0) })
+}
+
 /// A raw call for the few that no wrapper serves.
 ///
 /// # Safety

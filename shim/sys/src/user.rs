@@ -50,39 +50,3 @@ pub unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), Errno> {
     let left = unsafe { zhuque_copy(to as *mut u8, from as *const u8, bytes) };
     if left == 0 { Ok(()) } else { Err(Errno(libc::EFAULT)) }
 }
-
-/// Reads a plain value from the program's memory.
-///
-/// # Safety
-/// Every bit pattern must be a valid `T`.
-pub unsafe fn read<T: Copy>(from: u64) -> Result<T, Errno> {
-    let mut value = core::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: the target is a local of the right size.
-    unsafe { copy(value.as_mut_ptr() as u64, from, size_of::<T>())? };
-    // SAFETY: zeroed, then overwritten by plain bytes; valid by the caller's argument.
-    Ok(unsafe { value.assume_init() })
-}
-
-/// The program's string at `address` (0: empty), as far as the buffer holds it.
-pub fn read_string(address: u64, buffer: &mut [u8]) -> Result<&[u8], Errno> {
-    let mut length = 0;
-    while address != 0 && length < buffer.len() {
-        // SAFETY: a byte.
-        let byte: u8 = unsafe { read(address + length as u64) }?;
-        if byte == 0 {
-            break;
-        }
-        buffer[length] = byte;
-        length += 1;
-    }
-    Ok(&buffer[..length])
-}
-
-/// Writes a plain value to the program's memory.
-///
-/// # Safety
-/// `to` must be memory of the program's.
-pub unsafe fn write<T: Copy>(to: u64, value: &T) -> Result<(), Errno> {
-    // SAFETY: the source is a valid reference; the target is the caller's argument.
-    unsafe { copy(to, value as *const T as u64, size_of::<T>()) }
-}
