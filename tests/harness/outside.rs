@@ -165,6 +165,11 @@ impl Gate {
         Ok(Some(Place { offset, call }))
     }
 
+    /// Where an instruction of the shim is.
+    pub fn address(&self, offset: u64) -> u64 {
+        self.text + offset
+    }
+
     /// The program's own mappings.
     fn mapped(&self, program: Pid, thread: Pid) -> Result<Vec<String>, String> {
         let maps = read_maps(program, thread)?;
@@ -185,6 +190,21 @@ impl Gate {
     pub fn is_running(&self) -> bool {
         let phase = word(&self.control, offset_of!(Header, phase) as u64);
         phase.is_ok_and(|word| Phase::from_raw(word as u8) == Some(Phase::Running))
+    }
+}
+
+/// Has a stopped thread stop when it is about to execute the instruction at an address (SIGTRAP; the kernel lets it go on
+/// from there without another stop), or takes that back.
+pub fn break_at(thread: Pid, address: Option<u64>) -> nix::Result<()> {
+    /// The first breakpoint is on for this thread, and is one for execution.
+    const FIRST: u64 = 1;
+    let register = |number: usize| offset_of!(libc::user, u_debugreg) + number * size_of::<u64>();
+    let set = |number: usize, value: u64| {
+        ptrace::write_user(thread, register(number) as ptrace::AddressType, value as libc::c_long)
+    };
+    match address {
+        Some(address) => set(0, address).and_then(|()| set(7, FIRST)),
+        None => set(7, 0),
     }
 }
 

@@ -71,7 +71,7 @@ pub fn asked(otherwise: u64) -> u64 {
 pub fn only() -> Option<(Then, Option<Then>)> {
     let text = std::env::var("ZHUQUE_POINT").ok()?;
     let mut numbers = text.split(',').map(|number| number.parse().expect("ZHUQUE_POINT: numbers"));
-    let mut one = || Some(Then { thread: None, calls: numbers.next()?, steps: numbers.next()?, blow: Blow::Outside });
+    let mut one = || Some(Then::at(numbers.next()?, numbers.next()?, Blow::Outside));
     Some((one()?, one()))
 }
 
@@ -99,7 +99,7 @@ impl<'a> Rig<'a> {
 
     /// How many calls it makes under zhuque.
     pub fn calls(&self) -> u64 {
-        let then = Some(Then { thread: None, calls: u64::MAX, steps: 0, blow: Blow::Outside });
+        let then = Some(Then::at(u64::MAX, 0, Blow::Outside));
         self.watch("counted", Script { then, ..Script::default() }).calls_then
     }
 
@@ -111,7 +111,7 @@ impl<'a> Rig<'a> {
     /// Any point of a life that makes so many calls: often a few instructions behind a call, rarely many.
     pub fn anywhere(&mut self, calls: u64) -> Then {
         let scale = 1 + self.random.below(STEPS);
-        Then { thread: None, calls: self.random.below(calls), steps: self.random.below(scale), blow: Blow::Outside }
+        Then::at(self.random.below(calls), self.random.below(scale), Blow::Outside)
     }
 
     /// One point of the guest's first life, every other time also one of what follows. Where in the gate it was.

@@ -26,6 +26,8 @@ pub struct Point {
     pub calls: u64,
     /// Instructions behind the last of them.
     pub steps: u64,
+    /// How many times the thread has come to this instruction before, if it is one of the gate.
+    pub visits: u64,
 }
 
 /// Which instruction of a passage.
@@ -52,6 +54,10 @@ pub struct Scan {
 struct Thread {
     /// It is stepped: where it is now.
     at: Option<Point>,
+    /// How many times it has come to each instruction of the gate.
+    visits: HashMap<u64, u64>,
+    /// The last one that it has been at: one that repeats is stepped through, and comes to a breakpoint once.
+    last: Option<u64>,
     /// The program's last instructions.
     recent: VecDeque<Point>,
     /// The passage that is under way: the call by number, and what belongs to it.
@@ -94,9 +100,14 @@ impl Scan {
         let Some(point) = thread.at else { return Ok(()) };
         thread.at = Some(Point { steps: point.steps + 1, ..point });
         let Some(Place { offset, call }) = place else {
+            thread.last = None;
             self.program(pid, point);
             return Ok(());
         };
+        let visits = thread.visits.entry(offset).or_default();
+        *visits += u64::from(thread.last != Some(offset));
+        let point = Point { visits: *visits - 1, ..point };
+        thread.last = Some(offset);
         let recent = &mut thread.recent;
         let before = || (call, (1..).map(Spot::Before).zip(recent.drain(..).rev()).collect());
         let (name, spots) = thread.passage.get_or_insert_with(before);

@@ -71,9 +71,8 @@ impl Store {
 
     /// A store whose resumes are refused ptrace.
     pub fn without_ptrace() -> Store {
-        let python = crate::guest::find("python3").expect("python3 is installed");
         let mut store = Store::new();
-        store.resumed_by = vec![python, crate::guest::shared("without_ptrace.py")];
+        store.resumed_by = vec![crate::Guest::c("without_ptrace").program];
         store
     }
 

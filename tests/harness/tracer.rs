@@ -62,8 +62,27 @@ pub struct Then {
     pub calls: u64,
     /// Instructions of the thread that ended the last of them.
     pub steps: u64,
+    /// Instead of counting calls and stepping: the main thread comes to this instruction of the gate.
+    pub visit: Option<Visit>,
     /// What comes then.
     pub blow: Blow,
+}
+
+impl Then {
+    /// After so many calls of all threads, and so many instructions.
+    pub const fn at(calls: u64, steps: u64, blow: Blow) -> Then {
+        Then { thread: None, calls, steps, visit: None, blow }
+    }
+}
+
+/// A moment that a hardware breakpoint finds, which takes one stop for each visit where counting takes two for each call,
+/// and one for each instruction behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The instruction: bytes from the beginning of the shim's text.
+    pub offset: u64,
+    /// How many times the thread has come to it before, in this life.
+    pub before: u64,
 }
 
 /// What strikes a program.
@@ -127,6 +146,8 @@ struct Tracer {
     made: Vec<(Pid, u64)>,
     /// The thread that is stepped, and how many instructions are left.
     stepped: Option<(Pid, u64)>,
+    /// The thread that has a breakpoint, and how many visits are left.
+    watched: Option<(Pid, u64)>,
     seen: Watched,
 }
 
@@ -143,8 +164,17 @@ pub fn watch(launcher: u32, script: Script, limit: Duration, go: impl FnOnce()) 
     ptrace::seize(root, all)?;
     go();
     let seen = Watched { scan: script.scan.then(Scan::default), ..Watched::default() };
-    let mut tracer =
-        Tracer { root, program: None, threads: Vec::new(), script, gate: None, made: Vec::new(), stepped: None, seen };
+    let mut tracer = Tracer {
+        root,
+        program: None,
+        threads: Vec::new(),
+        script,
+        gate: None,
+        made: Vec::new(),
+        stepped: None,
+        watched: None,
+        seen,
+    };
     let end = Instant::now() + limit;
     let mut quiet = 0;
     while Instant::now() < end {
@@ -199,6 +229,9 @@ impl Tracer {
             // The blow comes elsewhere.
             self.stepped = None;
         }
+        if !libc::WIFSTOPPED(status) && self.watched.is_some_and(|(thread, _)| thread == pid) {
+            self.watched = None;
+        }
         if ends && let Some(scan) = &mut self.seen.scan {
             scan.leave(pid);
         }
@@ -223,6 +256,7 @@ impl Tracer {
                 self.go_on(pid, 0)
             }
             (libc::SIGTRAP, _) if self.stepped.is_some_and(|(thread, _)| thread == pid) => self.step(pid),
+            (libc::SIGTRAP, _) if self.watched.is_some_and(|(thread, _)| thread == pid) => self.visited(pid),
             (libc::SIGTRAP, _) if self.seen.scan.as_ref().is_some_and(|scan| scan.steps(pid)) => self.look(pid, None),
             (signal, _) => self.go_on(pid, signal),
         }
@@ -247,7 +281,7 @@ impl Tracer {
         if looked_at || self.stepped.is_some_and(|(thread, _)| thread == pid) {
             return go_on_with(libc::PTRACE_SINGLESTEP, pid, signal);
         }
-        if self.counting() && self.is_ours(pid) {
+        if self.watched.is_none() && self.counting() && self.is_ours(pid) {
             return go_on_with(libc::PTRACE_SYSCALL, pid, signal);
         }
         let forked = self.program.is_some() && pid != self.root && !self.is_ours(pid);
@@ -284,9 +318,14 @@ impl Tracer {
         self.seen.calls_then += 1;
         let (thread, calls) = self.count(pid);
         if scans {
-            return self.look(pid, Some(Point { thread, calls: calls - 1, steps: 0 }));
+            return self.look(pid, Some(Point { thread, calls: calls - 1, steps: 0, visits: 0 }));
         }
         let Some(then) = self.script.then else { return self.go_on(pid, 0) };
+        if let (Some(visit), Some(gate), 0) = (then.visit, &self.gate, thread) {
+            outside::break_at(pid, Some(gate.address(visit.offset)))?;
+            self.watched = Some((pid, visit.before));
+            return self.go_on(pid, 0);
+        }
         let due = match then.thread {
             Some(wanted) => wanted == thread && calls > then.calls,
             None => self.seen.calls_then > then.calls,
@@ -328,8 +367,26 @@ impl Tracer {
             self.stepped = Some((pid, left - 1));
             return go_on_with(libc::PTRACE_SINGLESTEP, pid, 0);
         }
-        (self.stepped, self.seen.struck) = (None, true);
-        match then.blow {
+        self.strike(program, pid, then.blow)
+    }
+
+    /// A thread has come to its breakpoint.
+    fn visited(&mut self, pid: Pid) -> nix::Result<()> {
+        let (Some((_, left)), Some(then), Some(program)) = (self.watched, self.script.then, self.program) else {
+            return self.go_on(pid, 0);
+        };
+        if left > 0 {
+            self.watched = Some((pid, left - 1));
+            return self.go_on(pid, 0);
+        }
+        outside::break_at(pid, None)?;
+        self.strike(program, pid, then.blow)
+    }
+
+    /// The blow. `pid` is the thread that has stopped for it.
+    fn strike(&mut self, program: Pid, pid: Pid, blow: Blow) -> nix::Result<()> {
+        (self.stepped, self.watched, self.seen.struck) = (None, None, true);
+        match blow {
             Blow::Signal(signal) => {
                 kill(program, signal)?;
                 self.go_on(pid, 0)

@@ -11,7 +11,7 @@ use zhuque_tests::tracer::{Blow, Moment, Script, Then, Watched};
 use zhuque_tests::{Guest, Life, Random, Store};
 
 /// Nothing follows the failure, but the calls are counted.
-const COUNTED: Then = Then { thread: None, calls: u64::MAX, steps: 0, blow: Blow::Signal(Signal::SIGKILL) };
+const COUNTED: Then = Then::at(u64::MAX, 0, Blow::Signal(Signal::SIGKILL));
 /// Calls that a program may still make when it is ending.
 const LAST: u64 = 64;
 const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];

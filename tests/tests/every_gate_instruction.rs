@@ -4,16 +4,20 @@
 //! A first run is stepped from its beginning to its end, and shows which instructions there are for each call; then each
 //! of them has a failure of its own. Addresses differ from run to run, and so does the way through a table now and then:
 //! how many failures met the very instruction is counted. `ZHUQUE_POINTS` says how many points a group of calls has
-//! (default 40), `all` takes every instruction.
+//! (default 40); `all` takes every instruction of the calls that it is about, and every eighth of the others, which most
+//! groups make.
 
 use std::collections::BTreeMap;
 use zhuque_tests::points::{self, Rig};
 use zhuque_tests::scan::{Point, Spot};
-use zhuque_tests::tracer::{Blow, Then};
+use zhuque_tests::tracer::{Blow, Then, Visit};
 use zhuque_tests::{Guest, Random};
 
 /// The instructions of one call.
 type Spots = BTreeMap<Spot, Point>;
+
+/// Of the calls that a group is not about, so manieth instructions are enough.
+const OTHERS: usize = 8;
 
 /// How many points, at most.
 fn wanted() -> usize {
@@ -50,13 +54,17 @@ fn check(section: &str, calls: &[i64]) {
     for (&call, spots) in scan.found() {
         let each = match calls.contains(&(call as i64)) {
             true => wanted() / calls.len(),
-            false => (wanted() / 2).div_ceil(others),
+            false => (wanted() / 2).div_ceil(others).min(spots.len().div_ceil(OTHERS)),
         };
         let chosen = choose(spots, each, &mut random);
         rig.recovers = section == "leaving" && call == libc::SYS_exit as u64;
         let (mut gate, mut met) = (0, 0);
-        for &(spot, Point { thread, calls, steps }) in &chosen {
-            let seen = rig.point(Then { thread: Some(thread), calls, steps, blow: Blow::Outside });
+        for &(spot, Point { thread, calls, steps, visits }) in &chosen {
+            let visit = match spot {
+                Spot::Gate(offset) if thread == 0 => Some(Visit { offset, before: visits }),
+                _ => None,
+            };
+            let seen = rig.point(Then { thread: Some(thread), calls, steps, visit, blow: Blow::Outside });
             if let Spot::Gate(wanted) = spot {
                 gate += 1;
                 met += u32::from(seen.is_some_and(|place| place.offset == wanted));

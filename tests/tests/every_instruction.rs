@@ -30,7 +30,7 @@ fn native(store: &Store) -> Finished {
 /// A blow at random: few calls, any number of instructions, more often a few than many.
 fn blow(random: &mut Random, calls: u64, signal: Signal) -> Then {
     let scale = 1 + random.below(STEPS);
-    Then { thread: None, calls: random.below(calls), steps: random.below(scale), blow: Blow::Signal(signal) }
+    Then::at(random.below(calls), random.below(scale), Blow::Signal(signal))
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_blow_inside_a_save() {
     let (life, watched) = Life::start_watched(&store, "counted", &guest(), Script::default());
     life.end_as(&native);
     // How many calls a save makes.
-    let never = Then { thread: None, calls: u64::MAX, steps: 0, blow: Blow::Signal(Signal::SIGKILL) };
+    let never = Then::at(u64::MAX, 0, Blow::Signal(Signal::SIGKILL));
     let fail = Some((watched.calls / 2, Moment::Inside));
     let (mut life, counted) =
         Life::start_watched(&store, "saved", &guest(), Script { fail, then: Some(never), ..Script::default() });
