@@ -13,7 +13,7 @@
 
 enum { MOST = 128, PAGE = 4096 };
 /* 4 bytes before the end of what is mapped. */
-static uint64_t edge, readonly;
+static uint64_t edge, readonly, writeonly;
 static int events, timer;
 static long results[MOST];
 static const char *names[MOST];
@@ -75,6 +75,25 @@ static void writing(uint64_t bad) {
     call("wait4's status", SYS_wait4, (uint64_t)child, bad, 0, 0, 0, 0);
 }
 
+static volatile sig_atomic_t handled;
+
+static void handle(int signal) { handled += signal; }
+
+/* Two signals become deliverable in one call, which has an error all the same. */
+static void two_at_once(const sigset_t *none) {
+    struct sigaction ours = {.sa_handler = handle}, normal = {.sa_handler = SIG_DFL};
+    sigset_t two, before;
+    CHECK(sigemptyset(&two) == 0 && sigaddset(&two, SIGBUS) == 0 && sigaddset(&two, SIGSEGV) == 0);
+    CHECK(sigprocmask(SIG_BLOCK, &two, &before) == 0);
+    CHECK(sigaction(SIGBUS, &ours, NULL) == 0 && sigaction(SIGSEGV, &ours, NULL) == 0);
+    CHECK(kill(getpid(), SIGSEGV) == 0 && kill(getpid(), SIGBUS) == 0);
+    handled = 0;
+    call("rt_sigprocmask with two signals", SYS_rt_sigprocmask, SIG_SETMASK, (uint64_t)none, readonly, 8, 0, 0);
+    CHECK(handled == SIGBUS + SIGSEGV);
+    CHECK(sigaction(SIGBUS, &normal, NULL) == 0 && sigaction(SIGSEGV, &normal, NULL) == 0);
+    CHECK(sigprocmask(SIG_SETMASK, &before, NULL) == 0);
+}
+
 /* What is sent to a thread that blocks it waits for whoever asks. */
 static void pending(int signal) {
     sigset_t set;
@@ -107,8 +126,9 @@ int main(int count, char **values) {
     long rounds = argument(count, values, 1, 400);
     char *two = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char *one = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(two != MAP_FAILED && one != MAP_FAILED && munmap(two + PAGE, PAGE) == 0);
-    edge = (uint64_t)two + PAGE - 4, readonly = (uint64_t)one;
+    char *write = mmap(NULL, PAGE, PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(write != MAP_FAILED && two != MAP_FAILED && one != MAP_FAILED && munmap(two + PAGE, PAGE) == 0);
+    edge = (uint64_t)two + PAGE - 4, readonly = (uint64_t)one, writeonly = (uint64_t)write;
     CHECK((events = epoll_create1(0)) >= 0 && (timer = timerfd_create(CLOCK_MONOTONIC, 0)) >= 0);
     struct sigaction action = {.sa_handler = SIG_DFL};
     CHECK(sigaction(SIGCHLD, &action, NULL) == 0);
@@ -134,6 +154,9 @@ int main(int count, char **values) {
                 reading(edge);
             }
             writing(readonly);
+            two_at_once(&none);
+            /* The processor reads what may be written. */
+            call("nanosleep of what cannot be read", SYS_nanosleep, writeonly, 0, 0, 0, 0, 0);
         }
     }
     printf("%d calls, %ld rounds\n", used, rounds);

@@ -2,7 +2,8 @@
 //!
 //! A fault of [`zhuque_sys::user::copy`] is mended by the signal's handler, so it kills a thread that has SIGSEGV or
 //! SIGBUS blocked. Such a thread has the kernel copy, which costs a call, and faults there. Who may be one is in
-//! `Slot::faults_blocked`. Neighbours: `entry::handler` (the handler), `family::signals` (who blocks).
+//! `Slot::faults_blocked`, but for signal handlers: the kernel has everything blocked there, and a program's stack that is
+//! none is its death in any case. Neighbours: `entry::handler` (the handler), `family::signals` (who blocks).
 #![allow(unsafe_code)]
 
 use crate::{control, entry::handler::current_slot};
@@ -30,22 +31,38 @@ pub unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), Errno> {
 /// As for [`user::copy`].
 #[cold]
 unsafe fn by_kernel(to: u64, from: u64, bytes: usize) -> Result<(), Errno> {
-    loop {
+    let mut done = 0;
+    while done < bytes {
         let life = control::generation();
+        let at = done as u64;
         // SAFETY: the caller's argument.
-        let copied = unsafe { process::copy_from(process::tid(), to, from, bytes) };
+        let copied = unsafe { process::copy_from(process::tid(), to + at, from + at, bytes - done) };
         if control::generation() != life {
             // The id was that of the life before (`outside`): what was read may be somebody else's.
             continue;
         }
-        return match copied {
-            Ok(copied) if copied == bytes => Ok(()),
-            Ok(_) | Err(Errno(libc::EFAULT)) => Err(Errno(libc::EFAULT)),
+        match copied {
+            // Not more than about 2 GiB at once.
+            Ok(copied) if copied > 0 => done += copied,
+            Ok(_) | Err(Errno(libc::EFAULT)) => return Err(Errno(libc::EFAULT)),
             // A sandbox does not let it: most memory is good.
             // SAFETY: the caller's argument.
-            Err(_) => unsafe { user::copy(to, from, bytes) },
-        };
+            Err(_) => return unsafe { user::copy(to + at, from + at, bytes - done) },
+        }
     }
+    Ok(())
+}
+
+/// Whether the kernel can read the program's memory there. It asks for more than the processor in copies between processes:
+/// what may be written may be read (mm/gup.c, check_vma_flags), so that is asked in a call that copies nothing else.
+#[cold]
+fn is_readable(address: u64) -> bool {
+    /// No value of rt_sigprocmask(2), which reads the mask first.
+    const NOTHING: usize = usize::MAX;
+    let mask = (address & !7) as usize;
+    // SAFETY: reads eight bytes, within a page, and does nothing.
+    let found = unsafe { process::other(libc::SYS_rt_sigprocmask, [NOTHING, mask, 0, 8, 0, 0]) };
+    found == Err(Errno(libc::EINVAL))
 }
 
 /// Reads a plain value from the program's memory.
@@ -53,9 +70,16 @@ unsafe fn by_kernel(to: u64, from: u64, bytes: usize) -> Result<(), Errno> {
 /// # Safety
 /// Every bit pattern must be a valid `T`.
 pub unsafe fn read<T: Copy>(from: u64) -> Result<T, Errno> {
+    const { assert!(size_of::<T>() <= 4096, "more pages than two") };
     let mut value = core::mem::MaybeUninit::<T>::zeroed();
+    let (to, bytes) = (value.as_mut_ptr() as u64, size_of::<T>());
     // SAFETY: the target is a local of the right size.
-    unsafe { copy(value.as_mut_ptr() as u64, from, size_of::<T>())? };
+    let mut copied = unsafe { copy(to, from, bytes) };
+    if copied.is_err() && careful() && is_readable(from) && is_readable(from.wrapping_add(bytes as u64 - 1)) {
+        // SAFETY: as above.
+        copied = unsafe { user::copy(to, from, bytes) };
+    }
+    copied?;
     // SAFETY: zeroed, then overwritten by plain bytes; valid by the caller's argument.
     Ok(unsafe { value.assume_init() })
 }

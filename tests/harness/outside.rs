@@ -15,13 +15,16 @@ use zhuque_abi::slot::{Frame, Slot};
 use zhuque_capture::stopped::has_ended;
 use zhuque_capture::{Capture, Error, Part, Taken};
 
-/// PTRACE_EVENT_STOP.
-const EVENT_STOP: i32 = 128;
+/// PTRACE_EVENT_STOP: of a thread that has been born, too.
+pub const EVENT_STOP: i32 = 128;
 /// How long a thread may take to stop.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// What is said of a program that waits for its newborn child, which stands still because its tracer is busy here.
 pub const FORK: &str = "it is in the middle of a fork";
+
+/// What is said of a program whose thread in execve(2) waits for the others to end, which their tracer lets do so later.
+pub const EXEC: &str = "it is in the middle of an exec";
 
 /// What was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +40,11 @@ pub struct Saved {
 /// Saves `program`; `stopped` is stopped already.
 pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
     let mut threads = stop_all(program, vec![stopped])?;
-    let gate = Gate::of(program, stopped)?;
     let (end, mut moment) = (Instant::now() + LIMIT, Duration::from_millis(1));
     loop {
+        let any = *threads.first().ok_or("it has ended")?;
+        // Each time: it may have executed something else meanwhile.
+        let gate = Gate::of(program, any)?;
         let mut capture = Capture::of(&gate.control).map_err(|error| error.to_string())?;
         let registers = threads.contains(&stopped).then(|| ptrace::getregs(stopped));
         let place = match registers {
@@ -249,11 +254,16 @@ fn let_end(tid: Pid) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a thread is in vfork(2), where nothing but its child's exec or end lets it stop.
-fn waits_for_child(tid: Pid) -> bool {
-    let children = fs::read_to_string(format!("/proc/{tid}/task/{tid}/children")).unwrap_or_default();
+/// Whether a thread waits where nothing lets it stop: in vfork(2) for its child's exec or end, in execve(2) for the ends of
+/// the others.
+fn is_uninterruptible(tid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
-    !children.trim().is_empty() && stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+}
+
+fn has_children(tid: Pid) -> bool {
+    let children = fs::read_to_string(format!("/proc/{tid}/task/{tid}/children")).unwrap_or_default();
+    !children.trim().is_empty()
 }
 
 /// Stops one thread, between any two of its instructions; false if it has ended.
@@ -268,8 +278,8 @@ fn stop(tid: Pid) -> Result<bool, String> {
         if has_ended(tid) {
             return Ok(false);
         }
-        if began.elapsed() > LIMIT / 10 && waits_for_child(tid) {
-            return Err(FORK.to_owned());
+        if began.elapsed() > LIMIT / 10 && is_uninterruptible(tid) {
+            return Err(if has_children(tid) { FORK } else { EXEC }.to_owned());
         }
         match change_of(tid) {
             Err(_) => return Ok(false),

@@ -20,6 +20,9 @@ const LOOKED_AT: u64 = 16;
 /// Calls of a life that has been resumed which are tried, at first.
 const RESUMED_CALLS: u64 = 300;
 
+/// What is said of a program in the middle of an exec: also before its new image has the region, and before it is whole.
+const EXEC: [&str; 3] = [outside::EXEC, "the program has no region", "the program has not started yet"];
+
 /// What the points of one guest have shown.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -29,7 +32,7 @@ pub struct Seen {
     pub again: u64,
     /// The program had ended.
     pub late: u64,
-    /// In the middle of a fork, or of an exec (which this guest has survived), neither of which can be saved so.
+    /// In the middle of a fork or of an exec, neither of which can be saved so.
     pub refused: u64,
     /// Recovery handlers that have run.
     pub recovered: u64,
@@ -49,6 +52,8 @@ pub struct Rig<'a> {
     number: u64,
     /// Every failure is followed by a recovery handler, but where the second one meets the program at its end.
     pub recovers: bool,
+    /// The guest makes execs.
+    pub executes: bool,
     /// What has been seen.
     pub seen: Seen,
 }
@@ -86,7 +91,7 @@ impl<'a> Rig<'a> {
         let native = guest.finish_natively(&stores[0], &stores[0].work_dir("native"));
         assert_eq!(native.status, 0, "natively: {}", native.stderr);
         let (seen, random) = (Seen::default(), Random::new());
-        Rig { stores, guest, native, random, resumed: RESUMED_CALLS, number: 0, recovers: false, seen }
+        Rig { stores, guest, native, random, resumed: RESUMED_CALLS, number: 0, recovers: false, executes: false, seen }
     }
 
     /// Watches a whole run.
@@ -177,7 +182,7 @@ impl<'a> Rig<'a> {
                 all.late += 1;
                 Struck::Killed
             }
-            _ if refused(&[outside::FORK, "has not started yet"]) => {
+            _ if refused(&[outside::FORK]) || self.executes && refused(&EXEC) => {
                 all.refused += 1;
                 Struck::Killed
             }

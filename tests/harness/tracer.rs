@@ -56,13 +56,14 @@ pub struct Script {
 /// after the beginning of its life), and so many instructions later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Then {
-    /// The thread whose calls are counted: how many had ended a call before its first. `None`: those of all threads are.
+    /// The thread whose calls are counted, its birth among them: how many had been born before it. `None`: those of all
+    /// threads are.
     pub thread: Option<usize>,
     /// Calls that have been ended.
     pub calls: u64,
     /// Instructions of the thread that ended the last of them.
     pub steps: u64,
-    /// Instead of counting calls and stepping: the main thread comes to this instruction of the gate.
+    /// Instead of counting calls and stepping: the thread comes to this instruction of the gate.
     pub visit: Option<Visit>,
     /// What comes then.
     pub blow: Blow,
@@ -146,8 +147,8 @@ struct Tracer {
     made: Vec<(Pid, u64)>,
     /// The thread that is stepped, and how many instructions are left.
     stepped: Option<(Pid, u64)>,
-    /// The thread that has a breakpoint, and how many visits are left.
-    watched: Option<(Pid, u64)>,
+    /// The thread that has a breakpoint, where, and how many visits are left.
+    watched: Option<(Pid, u64, u64)>,
     seen: Watched,
 }
 
@@ -229,7 +230,7 @@ impl Tracer {
             // The blow comes elsewhere.
             self.stepped = None;
         }
-        if !libc::WIFSTOPPED(status) && self.watched.is_some_and(|(thread, _)| thread == pid) {
+        if !libc::WIFSTOPPED(status) && self.watched.is_some_and(|(thread, ..)| thread == pid) {
             self.watched = None;
         }
         if ends && let Some(scan) = &mut self.seen.scan {
@@ -247,16 +248,21 @@ impl Tracer {
                     // The end of the call is still to come, also where another thread has made it and this id has passed
                     // to that one.
                     let program = *self.program.get_or_insert(pid);
-                    self.gate = None;
+                    (self.gate, self.watched) = (None, None);
                     if pid == program {
                         self.threads.clear();
                         self.threads.push((pid, Between::Call(Failing::No)));
                     }
                 }
+                let born = event == outside::EVENT_STOP && self.gate.is_some() && self.script.fail.is_none();
+                if born && self.is_ours(pid) && !self.made.iter().any(|(thread, _)| *thread == pid) {
+                    // What it does before its first call is to be met too: as if it had ended one.
+                    return self.ended(pid);
+                }
                 self.go_on(pid, 0)
             }
             (libc::SIGTRAP, _) if self.stepped.is_some_and(|(thread, _)| thread == pid) => self.step(pid),
-            (libc::SIGTRAP, _) if self.watched.is_some_and(|(thread, _)| thread == pid) => self.visited(pid),
+            (libc::SIGTRAP, _) if self.watched.is_some_and(|(thread, ..)| thread == pid) => self.visited(pid),
             (libc::SIGTRAP, _) if self.seen.scan.as_ref().is_some_and(|scan| scan.steps(pid)) => self.look(pid, None),
             (signal, _) => self.go_on(pid, signal),
         }
@@ -321,9 +327,10 @@ impl Tracer {
             return self.look(pid, Some(Point { thread, calls: calls - 1, steps: 0, visits: 0 }));
         }
         let Some(then) = self.script.then else { return self.go_on(pid, 0) };
-        if let (Some(visit), Some(gate), 0) = (then.visit, &self.gate, thread) {
-            outside::break_at(pid, Some(gate.address(visit.offset)))?;
-            self.watched = Some((pid, visit.before));
+        if let (Some(visit), Some(gate), true) = (then.visit, &self.gate, then.thread == Some(thread)) {
+            let address = gate.address(visit.offset);
+            outside::break_at(pid, Some(address))?;
+            self.watched = Some((pid, address, visit.before));
             return self.go_on(pid, 0);
         }
         let due = match then.thread {
@@ -372,11 +379,16 @@ impl Tracer {
 
     /// A thread has come to its breakpoint.
     fn visited(&mut self, pid: Pid) -> nix::Result<()> {
-        let (Some((_, left)), Some(then), Some(program)) = (self.watched, self.script.then, self.program) else {
+        let (Some((_, address, left)), Some(then), Some(program)) = (self.watched, self.script.then, self.program)
+        else {
             return self.go_on(pid, 0);
         };
+        if ptrace::getregs(pid)?.rip != address {
+            // A signal of the program's.
+            return self.go_on(pid, libc::SIGTRAP);
+        }
         if left > 0 {
-            self.watched = Some((pid, left - 1));
+            self.watched = Some((pid, address, left - 1));
             return self.go_on(pid, 0);
         }
         outside::break_at(pid, None)?;

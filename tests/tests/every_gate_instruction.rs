@@ -61,7 +61,7 @@ fn check(section: &str, calls: &[i64]) {
         let (mut gate, mut met) = (0, 0);
         for &(spot, Point { thread, calls, steps, visits }) in &chosen {
             let visit = match spot {
-                Spot::Gate(offset) if thread == 0 => Some(Visit { offset, before: visits }),
+                Spot::Gate(offset) => Some(Visit { offset, before: visits }),
                 _ => None,
             };
             let seen = rig.point(Then { thread: Some(thread), calls, steps, visit, blow: Blow::Outside });
@@ -80,7 +80,7 @@ fn check(section: &str, calls: &[i64]) {
     }
     let seen = &rig.seen;
     println!("{section}: {} saved, {} of them in a second life, {} too late", seen.saved, seen.again, seen.late);
-    assert!(seen.saved > 0 && exact * 4 > all, "the points are not where they should be: {exact} of {all}");
+    assert!(seen.saved > 0 && exact * 2 > all, "the points are not where they should be: {exact} of {all}");
 }
 
 macro_rules! sections {

@@ -8,6 +8,7 @@ use zhuque_tests::points::{self, Rig, Seen};
 fn check(guest: &Guest) {
     let stores = points::stores();
     let mut rig = Rig::new(&stores, guest.clone());
+    rig.executes = ["execs", "pointers"].contains(&guest.name().as_str());
     let calls = rig.calls();
     if let Some((first, second)) = points::only() {
         rig.points(first, second);
@@ -46,6 +47,7 @@ guests! {
     clocks: "clocks" "100";
     children_that_end: "ended" "2";
     descriptors_of_events: "events" "1";
+    execs_of_the_program: "execs" "3";
     forks: "fork" "1";
     internet_sockets: "inet" "1";
     ignored_signals: "ignored" "5";

@@ -107,6 +107,7 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
             // the gate's exit does not come. Somebody has sent one of these: the kernel keeps it until the first has been
             // delivered, or the mask is the program's.
             context.mask |= bit(signal);
+            slot.faults_blocked.fetch_or(bit(signal) & FAULTS_OF_ACCESS, Ordering::Relaxed);
             queue_for_self(signal, info);
         }
         State::Critical if signals::is_ignored(signal) => {
@@ -221,6 +222,7 @@ fn deliver_waiting(slot: &mut Slot, retry: &mut Option<Retry>, context: &mut Con
     let waiting = slot.pending.swap(0, Ordering::Relaxed);
     let found = if waiting & pending::SIGNAL != 0 {
         context.mask = slot.deferred.mask;
+        slot.faults_blocked.store(context.mask & FAULTS_OF_ACCESS, Ordering::Relaxed);
         Some((slot.deferred.signal, slot.deferred.info))
     } else {
         // A call that was interrupted may have been interrupted for a signal that is still pending.

@@ -5,7 +5,7 @@
 use super::{adopt, entrance, handler, maps, patch, place};
 use crate::control;
 use crate::die;
-use crate::family::{clocks, signals, threads};
+use crate::family::{clocks, ids::SI_TKILL, signals, threads};
 use crate::process_state;
 use crate::text::Text;
 use core::sync::atomic::Ordering;
@@ -408,6 +408,17 @@ pub fn forget_registrations() {
     }
 }
 
+/// Takes the SIGPWR that has come while the program was being taken in: a failure, unless a thread of the image before this
+/// one has sent it, which wanted to fork and stopped all others.
+fn has_failed(power: u64) -> bool {
+    let (mut info, mut failed) = ([0; 16], false);
+    while signal::take_pending(power, &mut info).is_ok() {
+        let kick = info[1] as u32 == SI_TKILL && info[2] as u32 == process::pid();
+        failed |= !kick;
+    }
+    failed
+}
+
 /// The last step: dispatch on, phase Running, signals as the program is to have them.
 fn finish(boot: &Boot, mask: u64) {
     let power = signal::bit(libc::SIGPWR as u32);
@@ -433,9 +444,9 @@ fn finish(boot: &Boot, mask: u64) {
     }
     let generation = control::life().generation;
     control::phase().store(phase_word(generation, Phase::Running), Ordering::Release);
-    if signal::pending() & power != 0 {
-        // It came while the program was being taken in: a failure, whoever sent it.
+    if has_failed(power) {
         crate::save::announce();
+        handler::kick();
     }
     let mask = if boot.executed != 0 { boot.exec_mask } else { mask };
     slot.faults_blocked.store(mask & handler::FAULTS_OF_ACCESS, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 
 use crate::control::{self, Lock};
 use crate::entry::handler::FAULTS_OF_ACCESS;
+use crate::family::clocks::in_one_life;
 use crate::gate::{Result64, again, error, raw};
 use crate::user;
 use core::sync::atomic::Ordering;
@@ -25,16 +26,14 @@ pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     let [directory, path, arguments, environment, flags] = a;
     refuse_unprotected(directory, path, flags)?;
     refuse_sharing()?;
-    let mask = signal::set_mask(!0);
-    let before = slot.faults_blocked.swap(FAULTS_OF_ACCESS, Ordering::Relaxed);
+    // But for the faults of what is read of the program.
+    let mask = signal::set_mask(!FAULTS_OF_ACCESS);
     // What has been put off, and a failure, come first: the new image would know nothing of them.
     if slot.pending.load(Ordering::Acquire) != 0 || crate::save::announced() {
-        slot.faults_blocked.store(before, Ordering::Relaxed);
         signal::set_mask(mask);
         return again(slot);
     }
     let result = execute(slot, mask, [directory, path, arguments, environment, flags]);
-    slot.faults_blocked.store(before, Ordering::Relaxed);
     signal::set_mask(mask);
     result
 }
@@ -44,20 +43,31 @@ pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
 /// The exec itself, with all signals blocked. The new image takes `mask` from the boot file.
 #[inline(never)]
 fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
-    let [directory, path, arguments, environment, flags] = a;
     // Nobody maps anything where the window onto the boot file is.
     let _memory = super::memory::Memory::lock();
     let _lock = Lock::state();
-    let environment = build_environment(environment)?;
-    let life = control::life();
-    let generation = life.generation;
-    tell_new_image(slot.extra_mask & POWER != 0, mask)?;
-    let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, 0);
-    control::phase().store(phase_word(generation, Phase::Starting), Ordering::Release);
-    let result = raw(libc::SYS_execveat, [directory, path, arguments, environment, flags, 0]);
-    control::phase().store(phase_word(generation, Phase::Running), Ordering::Release);
-    let _ = fs::fcntl(life.descriptors.lock, libc::F_SETFD, libc::FD_CLOEXEC as u64);
+    // From here on nobody saves it from outside: the environment lies in this life's scratch memory.
+    enter(Phase::Starting);
+    let result = in_scratch(slot, mask, a);
+    enter(Phase::Running);
     result
+}
+
+/// The same in that phase. Comes back with an error only.
+fn in_scratch(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
+    let [directory, path, arguments, environment, flags] = a;
+    let environment = build_environment(environment)?;
+    tell_new_image(slot.extra_mask & POWER != 0, mask)?;
+    let lock = control::life().descriptors.lock;
+    let _ = fs::fcntl(lock, libc::F_SETFD, 0);
+    let result = raw(libc::SYS_execveat, [directory, path, arguments, environment, flags, 0]);
+    let _ = fs::fcntl(lock, libc::F_SETFD, libc::FD_CLOEXEC as u64);
+    result
+}
+
+/// The region's phase in this life. Who is taken from outside before it is one of the next life's.
+fn enter(phase: Phase) {
+    in_one_life(|| control::phase().store(phase_word(control::generation(), phase), Ordering::Release));
 }
 
 /// Whether the new image could open the region, with the ids that the program has now. Capabilities that it may have

@@ -410,7 +410,7 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
             _ => return error(libc::EINVAL),
         };
         slot.extra_mask = next & NEVER_BLOCKED;
-        slot.faults_blocked.store(next & FAULTS_OF_ACCESS, Ordering::Relaxed);
+        note_faults(slot, next);
         set_mask(slot, next & !NEVER_BLOCKED);
         super::recovery::unblocked(slot, next & !NEVER_BLOCKED);
     }
@@ -419,6 +419,13 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
         unsafe { user::write(old, &previous) }?;
     }
     Ok(0)
+}
+
+/// Notes which faults the mask has from now on: beside those that it has while a signal is put off.
+fn note_faults(slot: &Slot, mask: u64) {
+    let waits = || slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0;
+    let next = |found| Some(mask & FAULTS_OF_ACCESS | if waits() { found } else { 0 });
+    let _ = slot.faults_blocked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
 }
 
 /// Sets the kernel's mask, or the one to be set when the signal that is put off has been delivered.
