@@ -5,10 +5,14 @@
 #include "guest.h"
 #include <fcntl.h>
 
+/* With an environment that takes a while to read. */
 static void *exec_here(void *arguments) {
+    enum { VARIABLES = 20000 };
+    static char *environment[VARIABLES + 1], variable[] = "VARIABLE=value";
     char **all = arguments;
-    execv(all[0], all);
-    FAIL("execv of %s", all[0]);
+    for (int i = 0; i < VARIABLES; i++) environment[i] = variable;
+    execve(all[0], all, environment);
+    FAIL("execve of %s", all[0]);
 }
 
 /* Each image computes a little, so that failures find it at work. */

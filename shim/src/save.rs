@@ -36,6 +36,8 @@ pub fn announce() {
     if announced() {
         return;
     }
+    // SAFETY: an atomic field of the control mapping.
+    unsafe { (*control::header()).announced.store(announcement(), Ordering::Release) };
     let now = time::now(libc::CLOCK_MONOTONIC) as u64;
     let _ = control::life().announced_ns.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
 }
@@ -43,6 +45,17 @@ pub fn announce() {
 /// Whether power is failing.
 pub fn announced() -> bool {
     control::life().announced_ns.load(Ordering::Acquire) != 0
+}
+
+/// What the header has while power is failing in this life.
+fn announcement() -> u32 {
+    control::generation() as u32 + 1
+}
+
+/// Whether the image before this one had heard that power is failing: its threads may not have called each other yet.
+pub fn was_announced() -> bool {
+    // SAFETY: an atomic field of the control mapping.
+    unsafe { (*control::header()).announced.load(Ordering::Acquire) == announcement() }
 }
 
 /// A thread ends, and may be the only one that has heard of a power failure: another one hears of it.

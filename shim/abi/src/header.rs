@@ -130,8 +130,9 @@ pub struct Header {
     pub saved_raw_ns: u64,
     /// Process id of the parent, as the program knows it (its first life's launcher).
     pub virtual_parent: u32,
-    /// Named padding.
-    pub reserved: u32,
+    /// One more than the generation in which power is failing, as the program has heard: an image that an exec begins meanwhile
+    /// has to know. 0: it is not.
+    pub announced: AtomicU32,
     /// A short text that explains `reason`, zero terminated.
     pub detail: [u8; 256],
     /// Features of the processor by cpuid: leaf 1 ecx, edx; leaf 7 ebx, ecx, edx; leaf 0xd.1 eax.

@@ -409,9 +409,9 @@ pub fn forget_registrations() {
 }
 
 /// Takes the SIGPWR that has come while the program was being taken in: a failure, unless a thread of the image before this
-/// one has sent it, which wanted to fork and stopped all others.
+/// one has sent it, which had something for the others to look at (and heard of none).
 fn has_failed(power: u64) -> bool {
-    let (mut info, mut failed) = ([0; 16], false);
+    let (mut info, mut failed) = ([0; 16], crate::save::was_announced());
     while signal::take_pending(power, &mut info).is_ok() {
         let kick = info[1] as u32 == SI_TKILL && info[2] as u32 == process::pid();
         failed |= !kick;

@@ -26,30 +26,36 @@ pub fn execve(slot: &mut Slot, a: [u64; 5]) -> Result64 {
     let [directory, path, arguments, environment, flags] = a;
     refuse_unprotected(directory, path, flags)?;
     refuse_sharing()?;
-    // But for the faults of what is read of the program.
-    let mask = signal::set_mask(!FAULTS_OF_ACCESS);
+    // But for the faults of what is read of the program, where it lets them through.
+    let before = slot.faults_blocked.load(Ordering::Relaxed);
+    let mask = signal::set_mask(!FAULTS_OF_ACCESS | before);
     // What has been put off, and a failure, come first: the new image would know nothing of them.
     if slot.pending.load(Ordering::Acquire) != 0 || crate::save::announced() {
         signal::set_mask(mask);
         return again(slot);
     }
     let result = execute(slot, mask, [directory, path, arguments, environment, flags]);
+    slot.faults_blocked.store(before, Ordering::Relaxed);
     signal::set_mask(mask);
-    result
+    result.unwrap_or_else(|| again(slot))
 }
 
 // What has a path or a page of its own is not inlined: the gate's stack has room for one at a time.
 
-/// The exec itself, with all signals blocked. The new image takes `mask` from the boot file.
+/// The exec itself, with all signals blocked. The new image takes `mask` from the boot file. None: not now.
 #[inline(never)]
-fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
+fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Option<Result64> {
     // Nobody maps anything where the window onto the boot file is.
     let _memory = super::memory::Memory::lock();
     let _lock = Lock::state();
     // From here on nobody saves it from outside: the environment lies in this life's scratch memory.
     enter(Phase::Starting);
-    let result = in_scratch(slot, mask, a);
-    enter(Phase::Running);
+    // Somebody wanted to fork while this thread was on its way to the locks, or power fails: that comes first.
+    let called = signal::pending() & POWER != 0 || crate::save::announced();
+    let result = (!called).then(|| in_scratch(slot, mask, a));
+    let [starting, running] = [Phase::Starting, Phase::Running].map(|phase| phase_word(control::generation(), phase));
+    // Unless a save has given up waiting for this thread.
+    let _ = control::phase().compare_exchange(starting, running, Ordering::AcqRel, Ordering::Acquire);
     result
 }
 
@@ -60,6 +66,9 @@ fn in_scratch(slot: &Slot, mask: u64, a: [u64; 5]) -> Result64 {
     tell_new_image(slot.extra_mask & POWER != 0, mask)?;
     let lock = control::life().descriptors.lock;
     let _ = fs::fcntl(lock, libc::F_SETFD, 0);
+    // The kernel's mask is the new image's until that has its own.
+    slot.faults_blocked.store(FAULTS_OF_ACCESS, Ordering::Relaxed);
+    signal::set_mask(!0);
     let result = raw(libc::SYS_execveat, [directory, path, arguments, environment, flags, 0]);
     let _ = fs::fcntl(lock, libc::F_SETFD, libc::FD_CLOEXEC as u64);
     result

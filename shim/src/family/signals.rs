@@ -421,11 +421,12 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
     Ok(0)
 }
 
-/// Notes which faults the mask has from now on: beside those that it has while a signal is put off.
+/// Notes which faults the mask has from now on. While a signal is put off it may have any, or may have got one just now.
 fn note_faults(slot: &Slot, mask: u64) {
-    let waits = || slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0;
-    let next = |found| Some(mask & FAULTS_OF_ACCESS | if waits() { found } else { 0 });
-    let _ = slot.faults_blocked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    slot.faults_blocked.store(mask & FAULTS_OF_ACCESS, Ordering::Relaxed);
+    if slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0 {
+        slot.faults_blocked.store(FAULTS_OF_ACCESS, Ordering::Relaxed);
+    }
 }
 
 /// Sets the kernel's mask, or the one to be set when the signal that is put off has been delivered.
