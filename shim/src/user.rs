@@ -7,13 +7,18 @@
 #![allow(unsafe_code)]
 
 use crate::{control, entry::handler::current_slot};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use zhuque_sys::{Errno, process, user};
 
-/// Whether a fault of the calling thread might kill it.
+/// The faults that might kill the calling thread.
+fn blocked() -> &'static AtomicU64 {
+    // SAFETY: the slot is the calling thread's, and mapped as long as the process lives.
+    unsafe { &(*current_slot()).faults_blocked }
+}
+
+/// Whether a fault might kill the calling thread.
 fn careful() -> bool {
-    // SAFETY: the slot is the calling thread's.
-    unsafe { (*current_slot()).faults_blocked.load(Ordering::Relaxed) != 0 }
+    blocked().load(Ordering::Relaxed) != 0
 }
 
 /// [`user::copy`], whatever is blocked.
@@ -22,7 +27,13 @@ fn careful() -> bool {
 /// As there.
 pub unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), Errno> {
     // SAFETY: the caller's argument.
-    unsafe { if careful() { by_kernel(to, from, bytes) } else { user::copy(to, from, bytes) } }
+    let copied = unsafe { user::copy_unless(blocked(), to, from, bytes) };
+    // Perhaps only now: a signal that has come meanwhile has had to wait, and is blocked.
+    if copied.is_err() && careful() {
+        // SAFETY: the caller's argument.
+        return unsafe { by_kernel(to, from, bytes) };
+    }
+    copied
 }
 
 /// The same by process_vm_readv(2) from the process itself, which reports a fault on either side.

@@ -61,6 +61,11 @@ fn bad_pointers_are_errors_where_faults_are_blocked() {
 }
 
 #[test]
+fn a_storm_of_signals_changes_no_mask() {
+    check_lives(&Guest::c("storm"), 3);
+}
+
+#[test]
 fn a_stop_ends_no_wait() {
     let (store, guest) = (Store::new(), Guest::c("stopped"));
     let native = guest.finish_natively(&store, &store.work_dir("native"));

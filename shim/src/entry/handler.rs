@@ -82,13 +82,19 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
         signals::virtual_sender(info, slot);
     }
     match state {
-        // The kernel would not have sent it: the thread looks about and goes on, as after a kick.
-        State::Program(retry) if !fault && signals::is_ignored(signal) => {
-            if slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 && slot.deferred.mask & bit(signal) != 0 {
-                // But the program blocks it, and does so again with the signal that waits: it stays.
+        // At the gate's exit, where another one waits, with which the program has its mask again. It comes after that.
+        State::Program(retry) if !fault && slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 => {
+            // Unless the program ignores it and does not block it: then the kernel would not have sent it.
+            if slot.deferred.mask & bit(signal) != 0 || !signals::is_ignored(signal) {
                 signals::virtual_sender(info, slot);
                 queue_for_self(signal, info);
             }
+            take_up(slot, retry, context);
+            // What else has waited for the gate's exit, which does not come.
+            kick();
+        }
+        // The kernel would not have sent it: the thread looks about and goes on, as after a kick.
+        State::Program(retry) if !fault && signals::is_ignored(signal) => {
             take_up(slot, retry, context);
             // What else has waited for the gate's exit, which does not come.
             kick();
@@ -107,7 +113,12 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
             // the gate's exit does not come. Somebody has sent one of these: the kernel keeps it until the first has been
             // delivered, or the mask is the program's.
             context.mask |= bit(signal);
-            slot.faults_blocked.fetch_or(bit(signal) & FAULTS_OF_ACCESS, Ordering::Relaxed);
+            if FAULTS_OF_ACCESS & bit(signal) != 0 {
+                slot.faults_blocked.fetch_or(bit(signal), Ordering::Relaxed);
+                // A copy that is under way goes on without faults. It may have had one just now: the kernel shows the first
+                // of two signals with one number.
+                context.machine.rip = user::fixup(context.machine.rip).unwrap_or(context.machine.rip);
+            }
             queue_for_self(signal, info);
         }
         State::Critical if signals::is_ignored(signal) => {

@@ -395,9 +395,11 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
     if size != 8 {
         return error(libc::EINVAL);
     }
-    // A signal that is being put off has replaced the kernel's mask; the program's is in `deferred` then.
-    let waits = slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0;
-    let kernel = if waits { slot.deferred.mask } else { signal::mask() };
+    // A signal that is being put off has replaced the kernel's mask; the program's is in `deferred` then. Looked at behind
+    // the kernel's: it may have come in between.
+    let kernel = signal::mask();
+    let waits = slot.pending.load(Ordering::Acquire) & zhuque_abi::slot::pending::SIGNAL != 0;
+    let kernel = if waits { slot.deferred.mask } else { kernel };
     let previous = kernel & !NEVER_BLOCKED | slot.extra_mask;
     if new != 0 {
         // SAFETY: a mask.
