@@ -36,9 +36,10 @@ pub fn announce() {
     if announced() {
         return;
     }
+    // First: the store may wait for the file system, at the expense of the power supply.
+    let now = time::now(libc::CLOCK_MONOTONIC) as u64;
     // SAFETY: an atomic field of the control mapping.
     unsafe { (*control::header()).announced.store(announcement(), Ordering::Release) };
-    let now = time::now(libc::CLOCK_MONOTONIC) as u64;
     let _ = control::life().announced_ns.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
 }
 

@@ -50,9 +50,14 @@ fn execute(slot: &Slot, mask: u64, a: [u64; 5]) -> Option<Result64> {
     let _lock = Lock::state();
     // From here on nobody saves it from outside: the environment lies in this life's scratch memory.
     enter(Phase::Starting);
-    // Somebody wanted to fork while this thread was on its way to the locks, or power fails: that comes first.
-    let called = signal::pending() & POWER != 0 || crate::save::announced();
-    let result = (!called).then(|| in_scratch(slot, mask, a));
+    // Somebody wanted to fork while this thread was on its way to the locks, or power fails: that comes first. Then the others
+    // stand still, with their signals blocked: none of them is ended with a failure in hand that it has not told yet.
+    let called = signal::pending() & POWER != 0 || !crate::save::stop_for_fork(slot);
+    let result = (!called).then(|| {
+        let result = in_scratch(slot, mask, a);
+        crate::save::release_after_fork();
+        result
+    });
     let [starting, running] = [Phase::Starting, Phase::Running].map(|phase| phase_word(control::generation(), phase));
     // Unless a save has given up waiting for this thread.
     let _ = control::phase().compare_exchange(starting, running, Ordering::AcqRel, Ordering::Acquire);
