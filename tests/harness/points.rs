@@ -137,9 +137,10 @@ impl<'a> Rig<'a> {
                 Some(second) => self.again(life, second),
                 None => {
                     life.resume();
-                    // Only the main thread sleeps.
+                    // The main thread is there then, and blocks nothing.
+                    let main = then.thread.is_none_or(|thread| thread == 0);
                     let sleeps = seen.saved_in.is_some_and(|place| place.call == libc::SYS_clock_nanosleep as u64);
-                    self.end(life, sleeps);
+                    self.end(life, main && sleeps);
                 }
             },
             Struck::Ended => self.end(life, false),
