@@ -120,6 +120,19 @@ static void check_private(long round) {
     CHECK(memcmp(private, "changed!", 8) == 0 && private[2 * PAGE] == (char)(round + 1));
 }
 
+/* What removes pages from files does not touch private memory: with a file it may not, and without one it cannot. */
+static void check_removal(void) {
+    CHECK(madvise(private + 2 * PAGE, PAGE, MADV_REMOVE) == -1 && errno == EACCES);
+    CHECK(memcmp(private + PAGE, "second", 6) == 0);
+    char *none = map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    none[0] = 'n';
+    CHECK(madvise(none, PAGE, MADV_REMOVE) == -1 && errno == EINVAL && none[0] == 'n');
+    CHECK(munmap(none + PAGE, PAGE) == 0);
+    CHECK(madvise(none, BYTES, MADV_REMOVE) == -1 && errno == EINVAL && none[0] == 'n');
+    CHECK(madvise(none + PAGE, PAGE, MADV_REMOVE) == -1 && errno == ENOMEM);
+    CHECK(munmap(none, BYTES) == 0);
+}
+
 /* Memory that a child shares. */
 static void check_shared(long round) {
     char *all[] = {anonymous, of_zero, of_memfd + PAGE, future, of_named};
@@ -152,6 +165,7 @@ int main(int count, char **values) {
         check_both_ways(named, of_named, round);
         check_both_ways(gone, of_gone, round);
         check_private(round);
+        check_removal();
         check_shared(round);
         if (rounds > 4) sleep_us(2000);
     }

@@ -370,8 +370,7 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
     match advice {
         MADV_WIPEONFORK | libc::MADV_FREE if !all_anonymous(memory, start, end) => return error(libc::EINVAL),
         libc::MADV_DONTNEED | libc::MADV_FREE | MADV_DONTNEED_LOCKED => return discard(memory, start, end, advice),
-        // The kernel's would take the content of private memory, which is what others see as a file.
-        libc::MADV_REMOVE if any_private(memory, start, end) => return error(libc::EINVAL),
+        libc::MADV_REMOVE => return remove(memory, start, end),
         libc::MADV_DONTFORK => return mark(memory, start, end, flag::DONTFORK, true),
         libc::MADV_DOFORK => return mark(memory, start, end, flag::DONTFORK, false),
         MADV_WIPEONFORK => return mark(memory, start, end, flag::WIPEONFORK, true),
@@ -385,12 +384,6 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
         (Err(Errno(libc::EINVAL)), libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE | libc::MADV_MERGEABLE) => Ok(0),
         (result, _) => result,
     }
-}
-
-/// Whether region memory that the program believes to be private lies in the range.
-fn any_private(memory: &Memory, start: u64, end: u64) -> bool {
-    let private = |run: &Mapping| run.attr.kind == Kind::Region && run.attr.flags & flag::SHARED == 0;
-    memory.tree.range(start, end).any(|run| private(&run))
 }
 
 /// Whether the program believes everything in the range to be private memory without a file.
@@ -419,23 +412,50 @@ const MADV_COLLAPSE: i32 = 25;
 fn discard(memory: &mut Memory, start: u64, end: u64, advice: i32) -> Result64 {
     // Shared memory knows no MADV_FREE.
     let advice = if advice == libc::MADV_FREE { libc::MADV_DONTNEED } else { advice };
-    let mut at = start;
-    let mut hole = false;
-    while let Some(run) = memory.tree.at_or_after(at).filter(|run| run.start < end) {
-        hole |= run.start > at;
-        let (a, b) = (run.start.max(start), run.end.min(end));
-        match run.attr.kind {
-            // What was copied from a file keeps its content: going back to the file's would need the file.
-            Kind::Region if run.attr.flags & (flag::FROM_FILE | flag::SHARED) != 0 => {}
-            Kind::Region => {
-                // The kernel judges first: what is locked cannot be discarded.
-                // SAFETY: the program's own memory and wish; the content is still in the file.
-                unsafe { mm::madvise(a, b - a, advice) }?;
-                punch(memory, a, b)?;
-            }
-            Kind::FilePrivate if run.attr.flags & flag::PATCHED != 0 => {}
+    each_part(memory, start, end, |memory, attr, a, b| match attr.kind {
+        // What was copied from a file keeps its content: going back to the file's would need the file.
+        Kind::Region if attr.flags & (flag::FROM_FILE | flag::SHARED) != 0 => Ok(()),
+        Kind::Region => {
+            // The kernel judges first: what is locked cannot be discarded.
+            // SAFETY: the program's own memory and wish; the content is still in the file.
+            unsafe { mm::madvise(a, b - a, advice) }?;
+            punch(memory, a, b)
+        }
+        Kind::FilePrivate if attr.flags & flag::PATCHED != 0 => Ok(()),
+        // SAFETY: the program's own memory and wish.
+        _ => unsafe { mm::madvise(a, b - a, advice) },
+    })
+}
+
+/// MADV_REMOVE: only of shared memory with a file (mm/madvise.c, madvise_remove). The kernel's would take the content of
+/// private memory as well, which it sees as a file.
+fn remove(memory: &mut Memory, start: u64, end: u64) -> Result64 {
+    each_part(memory, start, end, |_, attr, a, b| {
+        if attr.kind != Kind::Region || attr.flags & flag::SHARED != 0 {
             // SAFETY: the program's own memory and wish.
-            _ => unsafe { mm::madvise(a, b - a, advice) }?,
+            return unsafe { mm::madvise(a, b - a, libc::MADV_REMOVE) };
+        }
+        // What is locked is refused first. This takes nothing from memory that lies in a file.
+        // SAFETY: as above.
+        unsafe { mm::madvise(a, b - a, libc::MADV_DONTNEED) }?;
+        error(if attr.flags & flag::FROM_FILE != 0 { libc::EACCES } else { libc::EINVAL })
+    })
+}
+
+/// Takes the mapped parts of a range one after the other, as madvise(2) does: that something is not mapped is said at the
+/// end.
+fn each_part(
+    memory: &mut Memory,
+    start: u64,
+    end: u64,
+    mut work: impl FnMut(&mut Memory, &Attr, u64, u64) -> Result<(), Errno>,
+) -> Result64 {
+    let (mut at, mut hole) = (start, false);
+    while let Some(run) = memory.tree.at_or_after(at).filter(|run| run.start < end) {
+        let there = run.attr.kind != Kind::Headroom;
+        hole |= run.start > at || !there;
+        if there {
+            work(memory, &run.attr, run.start.max(start), run.end.min(end))?;
         }
         at = run.end;
     }
