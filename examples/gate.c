@@ -1,13 +1,14 @@
 /* The calls that change what the gate keeps, or what the kernel keeps for the program, one after the other, each with a
  * look at what has become of it: wherever a failure comes, a call has been made or it has not.
  *
- * gate [ROUNDS [memory|files|sockets|signals|senders|threads|clocks|leaving]] */
+ * gate [ROUNDS [memory|files|sockets|streams|signals|senders|threads|clocks|leaving]] */
 #include "guest.h"
 #include "on_power.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <netinet/in.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
@@ -119,6 +120,22 @@ static void sockets(void) {
     char text[8];
     CHECK(read(pair[1], text, sizeof text) == 4 && memcmp(text, "ping", 4) == 0);
     CHECK(close(pair[0]) == 0 && read(pair[1], text, sizeof text) == 0 && close(pair[1]) == 0);
+}
+
+/* A stream that is connected is one also where it is used at once: after a failure it has been reset, not forgotten. */
+static void streams(void) {
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof name;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), client = socket(AF_INET, SOCK_STREAM, 0);
+    char byte;
+    CHECK(listener >= 0 && client > listener && bind(listener, (void *)&name, length) == 0);
+    CHECK(listen(listener, 4) == 0 && getsockname(listener, (void *)&name, &length) == 0);
+    CHECK(connect(client, (void *)&name, length) == 0);
+    ssize_t got = recv(client, &byte, 1, MSG_DONTWAIT);
+    if (got != 0 && !(got == -1 && (errno == EAGAIN || errno == ECONNRESET))) FAIL("%zd bytes of a stream", got);
+    CHECK(connect(client, (void *)&name, length) == -1);
+    CHECK(errno == EISCONN || errno == ECONNABORTED || errno == ECONNRESET);
+    CHECK(close(client) == 0 && close(listener) == 0);
 }
 
 static void note(int signal) { handled += signal; }
@@ -274,6 +291,7 @@ int main(int count, char **values) {
         if (!only || !strcmp(only, "memory")) memory((int)round);
         if (!only || !strcmp(only, "files")) files();
         if (!only || !strcmp(only, "sockets")) sockets();
+        if (!only || !strcmp(only, "streams")) streams();
         if (!only || !strcmp(only, "signals")) signals();
         if (!only || !strcmp(only, "senders")) senders();
         if (!only || !strcmp(only, "threads")) threads();

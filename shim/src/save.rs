@@ -8,6 +8,7 @@
 use crate::context::Context;
 use crate::control::{self, Lock};
 use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, kick_others};
+use crate::entry::place;
 use crate::family::limits::{self, Room};
 use crate::family::{self, clocks, signals};
 use crate::journal::Journal;
@@ -455,8 +456,8 @@ fn describe(journal: &mut Journal, descriptors: [u64; 2]) -> Result<(), family::
     }
 }
 
-/// Whether a thread was in connect(2), of this descriptor if one is given, which a resume issues again. Everything stands
-/// still.
+/// Whether a thread was in connect(2), of this descriptor if one is given, which a resume issues again. Of one that was
+/// taken from outside it may be that it has been. Everything stands still.
 fn connects(fd: Option<i32>) -> bool {
     (0..control::slots()).any(|index| {
         // SAFETY: nobody writes to slots any more, and the frame of a saved thread lies in its slot.
@@ -467,15 +468,11 @@ fn connects(fd: Option<i32>) -> bool {
                 return false;
             }
             let machine = &(*(saved.frame as *const Context)).machine;
-            let (again, number, of) = if saved.outside != 0 {
-                // In the gate, which does not say how far; not when the kernel has said that it is connected.
-                let (start, end) = crate::entry::place::text();
-                let back = machine.rax == 0;
-                ((start..end).contains(&machine.rip) && !back, slot.frame.number, slot.frame.rdi)
-            } else {
-                (saved.retry.valid != 0, saved.retry.number, machine.rdi)
+            let call = match saved.outside {
+                0 => (saved.retry.valid != 0).then_some((saved.retry.number, machine.rdi)),
+                _ => place::call_under_way(machine, slot),
             };
-            again && number == libc::SYS_connect as u64 && fd.is_none_or(|fd| of as i32 == fd)
+            call.is_some_and(|(number, of)| number == libc::SYS_connect as u64 && fd.is_none_or(|fd| of as i32 == fd))
         }
     })
 }

@@ -97,6 +97,7 @@ sections! {
     files: "files" [SYS_openat SYS_dup SYS_dup2 SYS_fcntl SYS_close SYS_mmap SYS_munmap];
     sockets: "sockets" [SYS_socket SYS_bind SYS_listen SYS_connect SYS_accept4 SYS_epoll_create1 SYS_epoll_ctl
                         SYS_socketpair SYS_close];
+    streams: "streams" [SYS_socket SYS_bind SYS_listen SYS_connect SYS_recvfrom SYS_close];
     signals: "signals" [SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigpending SYS_rt_sigtimedwait SYS_rt_sigreturn];
     senders: "senders" [SYS_kill SYS_tkill SYS_tgkill SYS_rt_tgsigqueueinfo SYS_rt_sigsuspend SYS_ppoll SYS_rt_sigtimedwait];
     clocks: "clocks" [SYS_clock_gettime SYS_epoll_wait SYS_clock_nanosleep SYS_timerfd_settime SYS_poll];

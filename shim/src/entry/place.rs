@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::sites;
-use crate::context::Context;
+use crate::context::{Context, MachineContext};
 use crate::control;
 use core::sync::atomic::{AtomicU64, Ordering};
 use zhuque_abi::slot::{Retry, Slot};
@@ -121,6 +121,22 @@ pub fn program_state_in(context: &mut Context, slot: &mut Slot, vdso: [u64; 2]) 
         retry = None;
     }
     State::Program(retry)
+}
+
+/// The call that a thread was about to make, or in the middle of, when it was taken from outside: number and first argument.
+/// Where a handler runs, its record may be that of a call that has ended.
+pub fn call_under_way(machine: &MachineContext, slot: &Slot) -> Option<(u64, u64)> {
+    let (start, end) = text();
+    let within = |from: u64, to: u64| (from..to).contains(&machine.rip);
+    if !within(start, end) || within(at(zhuque_vdso_begin), at(zhuque_vdso_end)) {
+        return None;
+    }
+    if within(gate(), at(zhuque_pass_done)) {
+        // The record may be the last call's still, and the registers are the program's.
+        return Some((machine.rax, machine.rdi));
+    }
+    // Not when the kernel has said that it is done.
+    (machine.rax != 0).then_some((slot.frame.number, slot.frame.rdi))
 }
 
 /// The cases inside the gate's text.

@@ -17,6 +17,7 @@ use zhuque_sys::net::{self, UnixDiagnosis};
 /// Longest address: struct sockaddr_storage.
 const ADDRESS: usize = 128;
 const TCP_ESTABLISHED: u8 = 1;
+const TCP_SYN_SENT: u8 = 2;
 const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
 const MPTCP: i32 = 262;
@@ -135,7 +136,7 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, found:
     let tcp = seen.kind.kind == libc::SOCK_STREAM && matches!(seen.kind.protocol, 0 | libc::IPPROTO_TCP | MPTCP);
     let datagram = matches!(seen.kind.kind, libc::SOCK_DGRAM | libc::SOCK_RAW);
     let inet = matches!(seen.kind.domain, libc::AF_INET | libc::AF_INET6);
-    let unborn = inet && tcp && found.entries.iter().any(|entry| (c.connecting)(entry.fd));
+    let unborn = inet && tcp && found.entries.iter().any(|entry| (c.connecting)(entry.fd)) && !is_told(&seen);
     let verdict = match seen.kind.domain {
         // Begun, and perhaps made by now; nobody has been told.
         _ if unborn => Verdict::plain(SocketState::Connecting),
@@ -231,6 +232,15 @@ fn look(found: &Found<'_>) -> Seen {
     seen
 }
 
+/// Whether the program has been told that a stream is connected: then the kernel refuses to connect it, before it looks at
+/// the address, of which there is too little here (__inet_stream_connect in net/ipv4/af_inet.c). One that is on its way it
+/// would wait for.
+fn is_told(seen: &Seen) -> bool {
+    let too_short = (seen.kind.domain as u16).to_ne_bytes();
+    let (state, _) = tcp_state(seen);
+    state != TCP_SYN_SENT && net::connect(seen.fd, &too_short) == Err(Errno(libc::EISCONN))
+}
+
 /// Whether bind(2) has to be called again: an address or a port is set.
 fn is_bound(seen: &Seen) -> bool {
     let local = seen.local();
@@ -247,7 +257,8 @@ fn datagram_verdict(seen: &Seen) -> Verdict {
     Verdict::plain(if seen.peer_used.is_some() { SocketState::ConnectedDatagram } else { SocketState::Fresh })
 }
 
-fn tcp_verdict(c: &Capture<'_>, seen: &Seen) -> Verdict {
+/// State of a stream, and of a listener its backlog.
+fn tcp_state(seen: &Seen) -> (u8, u32) {
     // struct tcp_info: state at 0; of a listener the backlog at 28 (tcpi_sacked).
     let mut info = [0u8; 32];
     let known = net::option(seen.fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).is_ok();
@@ -257,9 +268,13 @@ fn tcp_verdict(c: &Capture<'_>, seen: &Seen) -> Verdict {
         _ if seen.peer_used.is_some() => TCP_ESTABLISHED,
         _ => TCP_CLOSE,
     };
+    (state, u32::from_ne_bytes([info[28], info[29], info[30], info[31]]))
+}
+
+fn tcp_verdict(c: &Capture<'_>, seen: &Seen) -> Verdict {
+    let (state, kernel) = tcp_state(seen);
     match state {
         TCP_LISTEN => {
-            let kernel = u32::from_ne_bytes([info[28], info[29], info[30], info[31]]);
             let backlog = (c.backlog)(seen.inode).unwrap_or(if kernel > 0 { kernel } else { 4096 });
             Verdict { backlog, ..Verdict::plain(SocketState::Listening) }
         }
