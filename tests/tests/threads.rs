@@ -22,3 +22,9 @@ fn blocked_calls_end_for_their_own_reasons() {
 fn cancelled_threads_clean_up() {
     check_lives(&Guest::c("cancel"), 4);
 }
+
+/// What a thread holds when it ends is marked, also in a life in which the kernel knows it by another id.
+#[test]
+fn robust_mutexes_are_inherited() {
+    check_lives(&Guest::c("robust"), 4);
+}

@@ -19,6 +19,7 @@ pub mod memory_map;
 pub mod memory_move;
 pub mod processes;
 pub mod recovery;
+pub mod robust;
 pub mod select_sets;
 pub mod signals;
 pub mod spares;

@@ -4,7 +4,7 @@
 //! clear-child-tid and the robust list stay in the slot, and are registered only just before a thread's real exit.
 #![allow(unsafe_code)]
 
-use super::{clocks, ids, processes};
+use super::{clocks, ids, processes, robust};
 use crate::context::AlternateStack;
 use crate::control::{self, Lock};
 use crate::entry::handler::{FAULTS_OF_ACCESS, NEVER_BLOCKED};
@@ -198,7 +198,8 @@ fn prctl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
             );
             error(libc::EINVAL)
         }
-        59 => error(libc::EINVAL),
+        // PR_SET_SYSCALL_USER_DISPATCH, PR_TIMER_CREATE_RESTORE_IDS.
+        59 | 77 => error(libc::EINVAL),
         libc::PR_SET_MM => error(libc::EPERM),
         // PR_GET_TID_ADDRESS
         40 => {
@@ -264,6 +265,7 @@ fn pass_on(slot: &mut Slot) {
 
 /// exit(2) of one thread. The last one's is the program's end.
 fn exit_thread(slot: &mut Slot, status: u64) -> Result64 {
+    slot.faults_blocked.store(FAULTS_OF_ACCESS, Ordering::Relaxed);
     signal::set_mask(!0);
     pass_on(slot);
     let lock = Lock::state();
@@ -298,9 +300,12 @@ pub fn note_cleared(slot: &mut Slot) {
 /// From here to the kernel's exit nothing of the program runs on this thread, so the kernel may do what the program has
 /// asked for: walk the robust list and clear the thread id.
 pub fn register_for_exit(slot: &Slot) {
+    if slot.robust_list != 0 && !robust::is_kernels(slot) {
+        robust::leave(slot);
+    }
     // SAFETY: the program's own list and word.
     unsafe {
-        if slot.robust_list != 0 {
+        if slot.robust_list != 0 && robust::is_kernels(slot) {
             process::set_robust_list(slot.robust_list, slot.robust_bytes);
         }
         process::set_tid_address(slot.clear_tid);
