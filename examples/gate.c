@@ -1,7 +1,7 @@
 /* The calls that change what the gate keeps, or what the kernel keeps for the program, one after the other, each with a
  * look at what has become of it: wherever a failure comes, a call has been made or it has not.
  *
- * gate [ROUNDS [memory|files|sockets|streams|signals|senders|threads|clocks|leaving]] */
+ * gate [ROUNDS [memory|files|sockets|streams|signals|senders|threads|clocks|timers|leaving]] */
 #include "guest.h"
 #include "on_power.h"
 #include <fcntl.h>
@@ -251,6 +251,36 @@ static void clocks(void) {
     CHECK(close(epoll) == 0 && close(timer) == 0);
 }
 
+/* Each timer is told once, with its number, its value, and no sooner than it should be; and is gone when it is deleted. */
+static void timers(void) {
+    const int64_t wait = 2000000;
+    sigset_t set;
+    CHECK(sigemptyset(&set) == 0 && sigaddset(&set, SIGRTMIN) == 0 && pthread_sigmask(SIG_BLOCK, &set, NULL) == 0);
+    for (long way = 0; way < 4; way++) {
+        struct sigevent event = {.sigev_signo = SIGRTMIN, .sigev_value.sival_ptr = (void *)(way + 5)};
+        timer_t timer;
+        siginfo_t taken;
+        struct itimerspec now;
+        event.sigev_notify = way % 2 ? SIGEV_THREAD_ID : SIGEV_SIGNAL;
+        event._sigev_un._tid = (int)syscall(SYS_gettid);
+        CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
+        CHECK(timer_gettime(timer, &now) == 0 && now.it_value.tv_sec == 0 && now.it_value.tv_nsec == 0);
+        int64_t due = now_ns() + wait;
+        struct itimerspec at = {{0, 0}, {0, wait}};
+        if (way > 1) at.it_value = (struct timespec){due / 1000000000, due % 1000000000};
+        CHECK(timer_settime(timer, way > 1 ? TIMER_ABSTIME : 0, &at, NULL) == 0);
+        CHECK(timer_gettime(timer, &now) == 0 && now.it_value.tv_sec == 0 && now.it_value.tv_nsec <= wait);
+        CHECK(sigwaitinfo(&set, &taken) == SIGRTMIN && now_ns() >= due);
+        CHECK(taken.si_code == SI_TIMER && taken.si_timerid == (int)(intptr_t)timer);
+        CHECK((long)taken.si_value.sival_ptr == way + 5 && taken.si_overrun == 0 && timer_getoverrun(timer) == 0);
+        CHECK(timer_gettime(timer, &now) == 0 && now.it_value.tv_sec == 0 && now.it_value.tv_nsec == 0);
+        const struct timespec none = {0, 0};
+        CHECK(sigtimedwait(&set, &taken, &none) == -1 && errno == EAGAIN && timer_delete(timer) == 0);
+        CHECK(syscall(SYS_timer_delete, (int)(intptr_t)timer) == -1 && errno == EINVAL);
+    }
+    CHECK(pthread_sigmask(SIG_UNBLOCK, &set, NULL) == 0);
+}
+
 static void *thread(void *value) {
     sched_yield();
     return (char *)value + 1;
@@ -296,6 +326,7 @@ int main(int count, char **values) {
         if (!only || !strcmp(only, "senders")) senders();
         if (!only || !strcmp(only, "threads")) threads();
         if (!only || !strcmp(only, "clocks")) clocks();
+        if (!only || !strcmp(only, "timers")) timers();
     }
     if (only && !strcmp(only, "leaving")) leaving();
     printf("%016lx\n", digest);

@@ -19,10 +19,12 @@ use zhuque_abi::header::{FileRecord, Globals, Header, How, MAGIC, Patched, Phase
 use zhuque_abi::journal::{Mapped, Object, Process, Record};
 use zhuque_abi::layout::{
     CONTROL_BYTES, FILES_OFFSET, GLOBALS_OFFSET, HEADER_OFFSET, JOURNAL_BYTES, JOURNAL_OFFSET, MAX_FILES, MAX_NODES,
-    MAX_SITES, MAX_THREADS, NODES_OFFSET, PAGE, RESERVED_BYTES, SITES_OFFSET, SLOT_STRIDE, SLOTS_OFFSET, TASK_SIZE,
+    MAX_SITES, MAX_THREADS, MAX_TIMERS, NODES_OFFSET, PAGE, RESERVED_BYTES, SITES_OFFSET, SLOT_STRIDE, SLOTS_OFFSET,
+    TASK_SIZE, TIMERS_OFFSET,
 };
 use zhuque_abi::maps::{Node, TreeHead};
 use zhuque_abi::slot::{Saved as SavedThread, Slot, saved_frame, state};
+use zhuque_abi::timers::Timer;
 use zhuque_model::maptree::MapView;
 
 /// RLIMIT_NOFILE (asm-generic/resource.h).
@@ -141,7 +143,7 @@ pub fn header_checksum(page: &[u8]) -> u32 {
 }
 
 /// Digest of everything in a control file that is in use behind the header and is not the journal: globals, file
-/// table, site table, nodes, slots in use, in this order.
+/// table, site table, nodes, timers, slots in use, in this order.
 pub fn control_checksum(control: &[u8]) -> Result<u32, Error> {
     let control = Bytes(control);
     control_checksum_of(&|offset, bytes| part(control, offset, bytes).map(|part| Cow::Borrowed(part.0)))
@@ -155,6 +157,7 @@ pub fn control_checksum_of<'a>(read: &dyn Fn(u64, u64) -> Result<Cow<'a, [u8]>, 
     let sites = count(table, offset_of!(Globals, sites), MAX_SITES, "number of call sites")?;
     let used = offset_of!(Globals, tree) + offset_of!(TreeHead, used);
     let nodes = count(table, used, MAX_NODES - 1, "number of mapping nodes")?;
+    let timers = count(table, offset_of!(Globals, timers), MAX_TIMERS, "number of timers")?;
     let slots = count(table, offset_of!(Globals, slots), MAX_THREADS, "number of thread slots")?;
 
     let file_bytes = size_of::<FileRecord>() as u64;
@@ -165,6 +168,7 @@ pub fn control_checksum_of<'a>(read: &dyn Fn(u64, u64) -> Result<Cow<'a, [u8]>, 
         (FILES_OFFSET + file_bytes, files * file_bytes),
         (SITES_OFFSET, sites * size_of::<Patched>() as u64),
         (NODES_OFFSET + node_bytes, nodes * node_bytes),
+        (TIMERS_OFFSET, timers * size_of::<Timer>() as u64),
     ] {
         sum = digest(sum, &read(offset, bytes)?);
     }

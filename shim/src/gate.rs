@@ -8,7 +8,7 @@
 
 use crate::entry::sites;
 use crate::family::descriptors::is_known_device;
-use crate::family::{clocks, ids, memory, processes, signals, threads};
+use crate::family::{clocks, ids, memory, processes, signals, threads, timers};
 use crate::text::Text;
 use crate::{control, die, user};
 use core::sync::atomic::Ordering;
@@ -96,6 +96,7 @@ fn dispatch(slot: &mut Slot, number: u64) -> Outcome {
         Treatment::Gate(Family::Threads) => return threads::serve(slot, number, arguments),
         Treatment::Gate(Family::Processes) => processes::serve(slot, number, arguments),
         Treatment::Gate(Family::Clocks) => clocks::serve(slot, number, arguments),
+        Treatment::Gate(Family::Timers) => timers::serve(slot, number, arguments),
         Treatment::Gate(Family::Files) => descriptor_call(slot, number, arguments),
     })
 }

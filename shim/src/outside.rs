@@ -18,7 +18,7 @@ use crate::entry::{
 };
 use crate::family::mapped_files::{self, Part};
 use crate::family::memory_files::mtime_ns;
-use crate::family::{Failure, recovery};
+use crate::family::{Failure, limits, recovery, timers};
 use crate::journal::Journal;
 use crate::process_state;
 use crate::revive::saved_slots;
@@ -50,7 +50,15 @@ pub unsafe extern "C" fn lead() -> ! {
     if life.stop.swap(stop::SAVE, Ordering::AcqRel) != stop::NONE || saved_slots().any(suspended) {
         save::unsaved_outside(b"a fork was under way");
     }
-    // What is pending for the others alone has been written down by the tracer.
+    let descriptors = limits::make_room(life);
+    timers::look();
+    // Now the tracer writes down what is pending for the others alone: behind the look at what remains of timers.
+    let taken = Journal::open().written().len();
+    // SAFETY: a breakpoint, for which the thread stops.
+    unsafe { core::arch::asm!("int3") };
+    let journal = Journal::open();
+    let (taken, pending) = journal.written().split_at(taken);
+    timers::note_told_outside(taken, pending);
     // SAFETY: this thread's own slot.
     process_state::note_pending(unsafe { &*handler::current_slot() });
     for slot in saved_slots() {
@@ -59,7 +67,7 @@ pub unsafe extern "C" fn lead() -> ! {
         control::life_thread(index as usize).parked.store(parked::SAVED, Ordering::Release);
         life.saved.fetch_add(1, Ordering::AcqRel);
     }
-    save::lead_outside()
+    save::lead_outside(descriptors.limit)
 }
 
 /// At the beginning of a life: what a tracer and the next life have to know of it.

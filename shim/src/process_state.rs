@@ -7,6 +7,7 @@ use crate::entry::{handler::current_slot, maps};
 use crate::family::Failure;
 use crate::family::descriptors::fdinfo;
 use crate::family::memory_files::mtime_ns;
+use crate::family::timers::{self, Told};
 use crate::journal::{self, Journal};
 use crate::save;
 use crate::scheduling;
@@ -35,10 +36,12 @@ pub fn note_pending(slot: &Slot) {
     }
     // One after the other: each takes a descriptor.
     let turn = journal::turn();
-    // A thread's own are taken first (dequeue_signal in kernel/signal.c).
-    while save::takes(signal::pending()) != 0 && save::takes(pending_for_thread()) != 0 {
-        let Some(info) = next_pending() else { return };
-        turn.append(&Record::PendingSignal { thread: slot.virtual_tid.load(Ordering::Relaxed), info });
+    let mut queue = Queue::default();
+    // The kernel gives a thread's own first (dequeue_signal in kernel/signal.c).
+    while let own @ 1.. = queue.takes(pending_for_thread()) {
+        if let Some(info) = queue.next(own) {
+            turn.append(&Record::PendingSignal { thread: slot.virtual_tid.load(Ordering::Relaxed), info });
+        }
     }
 }
 
@@ -54,18 +57,49 @@ fn pending_for_thread() -> u64 {
     set
 }
 
-/// Takes one pending signal of the program.
-fn next_pending() -> Option<SigInfo> {
-    if save::takes(signal::pending()) == 0 {
-        return None;
+/// Pending signals of the program, while they are being taken.
+#[derive(Default)]
+struct Queue {
+    /// Signals that are not taken any more.
+    left: u64,
+    /// How many of timers have been taken that are told already.
+    told: usize,
+}
+
+impl Queue {
+    /// Those of a set that are to be taken.
+    fn takes(&self, set: u64) -> u64 {
+        save::takes(set) & !self.left
     }
-    let mut info: SigInfo = [0; 16];
-    let number = signal::take_pending(save::takes(!0), &mut info).ok()?;
-    info[0] = info[0] & !0xffff_ffff | u64::from(number);
-    // The kernel's id of this life means nothing in the next.
-    // SAFETY: the calling thread's own slot.
-    crate::family::signals::virtual_sender(&mut info, unsafe { &*current_slot() });
-    Some(info)
+
+    /// Takes one of a set. `None`: none is there, or one of a timer that goes on expiring, and has been told.
+    fn next(&mut self, set: u64) -> Option<SigInfo> {
+        let mut info: SigInfo = [0; 16];
+        let Ok(number) = signal::take_pending(set, &mut info) else {
+            // The kernel has dropped what it showed.
+            self.left |= set;
+            return None;
+        };
+        info[0] = info[0] & !0xffff_ffff | u64::from(number);
+        match timers::note_told(&info) {
+            Told::No => {
+                // The kernel's ids of this life mean nothing in the next.
+                // SAFETY: the calling thread's own slot.
+                crate::family::signals::virtual_sender(&mut info, unsafe { &*current_slot() });
+                Some(info)
+            }
+            Told::First => Some(info),
+            Told::Again => {
+                self.told += 1;
+                if self.told > timers::most_told() {
+                    // All others of this number were in front of it.
+                    self.left |= signal::bit(number);
+                    self.told = 0;
+                }
+                None
+            }
+        }
+    }
 }
 
 /// Writes down the process' attributes. `descriptors`: the limit of their number, which the save has raised.
@@ -125,13 +159,17 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
         describe_timer(journal, which)?;
     }
     late_signals(journal)?;
+    timers::describe(journal)?;
     scheduling::describe(journal)
 }
 
 /// Signals for the process, the last of the timers' among them.
 fn late_signals(journal: &mut Journal) -> Result<(), Failure> {
-    while let Some(info) = next_pending() {
-        journal.put(&Record::PendingSignal { thread: 0, info })?;
+    let mut queue = Queue::default();
+    while let shared @ 1.. = queue.takes(signal::pending()) {
+        if let Some(info) = queue.next(shared) {
+            journal.put(&Record::PendingSignal { thread: 0, info })?;
+        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::control;
 use crate::entry::{asm::zhuque_clone, handler::kick, patch, vdso};
 use crate::family::signals::{self, Program};
-use crate::family::{self, Failure, clocks, processes, recovery, threads};
+use crate::family::{self, Failure, clocks, processes, recovery, threads, timers};
 use crate::{credentials, outside, process_state, save, scheduling};
 use core::sync::atomic::Ordering;
 use zhuque_abi::codec::Records;
@@ -158,6 +158,8 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
     let main = |thread: u32| thread == family::ids::virtual_pid();
     let real = |thread: u32| if main(thread) { Some(process::pid()) } else { family::ids::real_thread(thread) };
     family::revive_thread_files(journal(), &real);
+    // While their number is not limited by what the program has chosen since it made them.
+    timers::revive(journal(), &real)?;
     for record in Records::new(journal()).flatten() {
         match record {
             Record::Limit { resource, soft, hard } => process_state::revive_limit(resource, soft, hard),
@@ -294,9 +296,14 @@ fn after_commit(args: &ResumeArgs) {
         }
         let _ = mm::munmap(args.stub_start, args.stub_bytes);
     }
+    timers::note();
     for record in Records::new(journal()).flatten() {
         match record {
-            Record::PendingSignal { thread, info } => raise_again(thread, &info),
+            Record::PendingSignal { thread, mut info } => {
+                if let Some(thread) = timers::raise_again(thread, &mut info) {
+                    raise_again(thread, &info);
+                }
+            }
             Record::Limit { resource: libc::RLIMIT_NOFILE, hard, .. } => family::limits::tell(hard),
             Record::IntervalTimer { which, value_ns, interval_ns } => {
                 process_state::revive_timer(which, value_ns, interval_ns);
@@ -304,6 +311,7 @@ fn after_commit(args: &ResumeArgs) {
             _ => {}
         }
     }
+    timers::arm();
     // SAFETY: as above.
     saved_slots().for_each(|slot| threads::note_cleared(unsafe { &mut *slot }));
     choose_recovery();

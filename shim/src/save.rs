@@ -10,15 +10,18 @@ use crate::control::{self, Lock};
 use crate::entry::handler::{FAULTS, NEVER_BLOCKED, kick, kick_others};
 use crate::entry::place;
 use crate::family::limits::{self, Room};
-use crate::family::{self, clocks, signals};
+use crate::family::{self, clocks, signals, timers};
 use crate::journal::Journal;
 use crate::{process_state, write_back};
 use core::sync::atomic::{AtomicU32, Ordering};
 use zhuque_abi::codec;
 use zhuque_abi::header::{Header, How, Phase, Reason, phase_word};
-use zhuque_abi::layout::{FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET, SLICE_BYTES};
+use zhuque_abi::layout::{
+    FILES_OFFSET, NODES_OFFSET, PAGE, SIGNAL_STACK_BYTES, SITES_OFFSET, SLICE_BYTES, TIMERS_OFFSET,
+};
 use zhuque_abi::life::{Life, boot_flag, parked, stop};
 use zhuque_abi::slot::{Retry, Slot, saved_frame, state};
+use zhuque_abi::timers::Timer;
 use zhuque_model::maptree::MapTree;
 use zhuque_model::sync::Collection;
 use zhuque_sys::{fs, process, signal, time};
@@ -220,15 +223,16 @@ extern "C" fn lead(slot: u64) {
     if descriptors.scarce || life.flags & (boot_flag::SYNC_REGION | boot_flag::DAX) == 0 {
         close_empty_slices(life);
     }
+    if timers::look() {
+        life.late.store(1, Ordering::Release);
+    }
     collect_signals(life, leader);
     write_down(life, descriptors.limit, How::Inside)
 }
 
-/// The same when a tracer has stopped and taken every thread (`outside`).
-pub fn lead_outside() -> ! {
-    let life = control::life();
-    let descriptors = limits::make_room(life);
-    write_down(life, descriptors.limit, How::Outside)
+/// The same when a tracer has stopped and taken every thread (`outside`). `descriptors`: as in `write_down`.
+pub fn lead_outside(descriptors: [u64; 2]) -> ! {
+    write_down(control::life(), descriptors, How::Outside)
 }
 
 /// Describes and commits. `descriptors`: the limit of their number as the program knows it.
@@ -518,7 +522,7 @@ fn header_checksum(header: &Header) -> u32 {
     codec::checksum(0, &page)
 }
 
-/// Digest of globals, file table, site table, nodes and slots in use; see [`Header::control_checksum`].
+/// Digest of globals, file table, site table, nodes, timers and slots in use; see [`Header::control_checksum`].
 fn control_checksum() -> u32 {
     let part = |seed: u32, start: u64, bytes: u64| {
         // SAFETY: the ranges lie in the control mapping, and everything stands still.
@@ -532,6 +536,7 @@ fn control_checksum() -> u32 {
     sum = part(sum, FILES_OFFSET + 2048, u64::from(globals.files) * 2048);
     sum = part(sum, SITES_OFFSET, u64::from(globals.sites) * size_of::<zhuque_abi::header::Patched>() as u64);
     sum = part(sum, NODES_OFFSET + 64, u64::from(globals.tree.used) * 64);
+    sum = part(sum, TIMERS_OFFSET, u64::from(globals.timers.load(Ordering::Relaxed)) * size_of::<Timer>() as u64);
     for index in 0..control::slots() {
         let slot = control::slot(index);
         // SAFETY: as above.

@@ -3,7 +3,7 @@
 
 use crate::tracer::{change_of, go_on_with};
 use nix::errno::Errno;
-use nix::sys::ptrace;
+use nix::sys::ptrace::{self, Event};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::mem::offset_of;
@@ -54,6 +54,9 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
         match take(&mut capture, &threads)? {
             true => {
                 let leader = capture.lead().map_err(|error| error.to_string())?;
+                if comes_to_its_stop(leader)? {
+                    capture.finish().map_err(|error| error.to_string())?;
+                }
                 return Ok(Saved { leader, place, mapped: gate.mapped(program, leader)? });
             }
             false if Instant::now() > end => return Err("no thread of it can lead the save all the time".to_owned()),
@@ -67,6 +70,26 @@ pub fn save(program: Pid, stopped: Pid) -> Result<Saved, String> {
         moment *= 2;
         threads = stop_all(program, Vec::new())?;
     }
+}
+
+/// Lets the thread that leads come to the stop in which the others' signals are looked at. False: it has found that it cannot
+/// lead, and ends with its process.
+fn comes_to_its_stop(leader: Pid) -> Result<bool, String> {
+    let end = Instant::now() + LIMIT;
+    let _ = go_on_with(libc::PTRACE_CONT, leader, 0);
+    while Instant::now() < end {
+        match change_of(leader) {
+            Err(_) => return Ok(false),
+            Ok(None) => std::thread::yield_now(),
+            Ok(Some((_, status))) if !libc::WIFSTOPPED(status) => return Ok(false),
+            Ok(Some((_, status))) if status >> 16 == 0 && libc::WSTOPSIG(status) == libc::SIGTRAP => return Ok(true),
+            Ok(Some((_, status))) if status >> 16 == Event::PTRACE_EVENT_EXIT as i32 => return Ok(false),
+            Ok(Some((_, status))) => {
+                let _ = go_on_with(libc::PTRACE_CONT, leader, signal_of(status));
+            }
+        }
+    }
+    Err("the thread that leads the save does not come to its stop".to_owned())
 }
 
 /// Lets threads that are stopped run for a while, also those that stop once more: one that was stopped already when it was

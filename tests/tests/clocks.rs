@@ -32,6 +32,18 @@ fn timers_never_expire_early() {
     check_lives(&Guest::c("timers"), 4);
 }
 
+/// POSIX timers of all kinds, each expiration told once.
+#[test]
+fn alarms_are_told_once() {
+    check_lives(&Guest::c("alarms").arg("25"), 6);
+}
+
+/// Their signals may wait, many of one number.
+#[test]
+fn expirations_that_wait_are_told_once() {
+    check_lives(&Guest::c("expiring").arg("60"), 6);
+}
+
 /// Of timers that expire while they are written down, each fires, and once.
 #[test]
 fn timers_that_are_due_fire_once() {

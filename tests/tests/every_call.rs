@@ -132,11 +132,14 @@ guests! {
     pipes_and_fifos: "pipes" "2";
     its_own_sigpwr: "power" "3";
     attributes_and_pending_signals: "process" "2";
+    robust_mutexes: "robust" "4";
     reused_addresses: "reuse" "4" "20";
     signals: "signals" "1";
     pseudo_terminals: "terminals" "2";
     threads: "threads" "4" "20";
     timers: "timers" "2";
+    timers_that_signal: "alarms" "1";
+    timers_whose_signals_wait: "expiring" "2" "12";
     vector_registers: "vectors" "50";
     vforks: "vforks" "2";
     waits_that_a_stop_would_end: "stopped" "10";

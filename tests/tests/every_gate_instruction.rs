@@ -101,6 +101,8 @@ sections! {
     signals: "signals" [SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigpending SYS_rt_sigtimedwait SYS_rt_sigreturn];
     senders: "senders" [SYS_kill SYS_tkill SYS_tgkill SYS_rt_tgsigqueueinfo SYS_rt_sigsuspend SYS_ppoll SYS_rt_sigtimedwait];
     clocks: "clocks" [SYS_clock_gettime SYS_epoll_wait SYS_clock_nanosleep SYS_timerfd_settime SYS_poll];
+    timers: "timers" [SYS_timer_create SYS_timer_settime SYS_timer_gettime SYS_timer_getoverrun SYS_timer_delete
+                      SYS_rt_sigtimedwait];
     leaving: "leaving" [SYS_exit];
     threads: "threads" [SYS_clone3 SYS_exit SYS_mmap SYS_mprotect];
 }

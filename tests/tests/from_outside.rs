@@ -64,11 +64,14 @@ guests! {
     a_main_thread_that_has_ended: "leader" "20";
     its_own_sigpwr: "power" "3";
     recovery_handlers: "recovery" "10";
+    robust_mutexes: "robust" "4";
     reused_addresses: "reuse" "4" "20";
     bad_pointers: "pointers" "1";
     signals: "signals" "1";
     threads: "threads" "4" "20";
     timers: "timers" "2";
+    timers_that_signal: "alarms" "1";
+    timers_whose_signals_wait: "expiring" "2" "12";
     unix_sockets: "locals" "1";
     vector_registers: "vectors" "50";
     vforks: "vforks" "2";

@@ -32,6 +32,7 @@ use zhuque_abi::layout::{
 };
 use zhuque_abi::life::{Life, LifeThread};
 use zhuque_abi::slot::{SigInfo, Slot, pending, state};
+use zhuque_abi::timers::SI_TIMER;
 
 /// Why a program cannot be saved from outside.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,8 @@ pub struct Capture<'a> {
     header: Words,
     /// A thread that can lead: its kernel id, and its slot.
     leader: Option<Pid>,
+    /// The others that have been taken, with their ids as the program knows them.
+    followers: Vec<(Pid, u32)>,
     /// Threads that have to end first.
     gone: Vec<Pid>,
 }
@@ -114,7 +117,14 @@ impl<'a> Capture<'a> {
             pid: half(offset_of!(Header, pid))?,
             virtual_pid: half(offset_of!(Header, virtual_pid))?,
         };
-        Ok(Capture { control, base: word(offset_of!(Header, base))?, header, leader: None, gone: Vec::new() })
+        Ok(Capture {
+            control,
+            base: word(offset_of!(Header, base))?,
+            header,
+            leader: None,
+            followers: Vec::new(),
+            gone: Vec::new(),
+        })
     }
 
     /// Whether a thread can be taken, and what can become of it. One look at every thread comes before the first is taken:
@@ -188,9 +198,7 @@ impl<'a> Capture<'a> {
             // What is pending for it, it writes down itself.
             self.leader = Some(tid);
         } else {
-            for info in stopped::pending(tid)? {
-                self.append(shown, info)?;
-            }
+            self.followers.push((tid, shown));
         }
         if let Some(info) = stop {
             self.append(shown, info)?;
@@ -203,9 +211,9 @@ impl<'a> Capture<'a> {
         (self.header.exit[0]..=self.header.exit[1]).contains(&thread.registers.rip)
     }
 
-    /// Sends one of the threads to write down the rest, and returns it: it is to be let go, and ends the process. Every
-    /// other one has been taken, and stays stopped.
-    pub fn lead(self) -> Result<Pid, Error> {
+    /// Sends one of the threads to write down the rest, and returns it: it is to be let go, and stops once more (SIGTRAP)
+    /// for [`Capture::finish`]. Every other one has been taken, and stays stopped.
+    pub fn lead(&self) -> Result<Pid, Error> {
         if self.gone.iter().any(|tid| !stopped::has_ended(*tid)) {
             return Err(Error::Region("a thread of it is on its way out: it has to end first"));
         }
@@ -214,6 +222,17 @@ impl<'a> Capture<'a> {
         // As at the entry of a function, behind a call.
         stopped::send_to(tid, self.header.outside, stack - 8)?;
         Ok(tid)
+    }
+
+    /// Writes down what is pending for the other threads, now that the one that leads has looked at the timers that may
+    /// tell them. That one is to be let go then, without its signal, and ends the process.
+    pub fn finish(self) -> Result<(), Error> {
+        for &(tid, shown) in &self.followers {
+            for info in stopped::pending(tid)? {
+                self.append(shown, info)?;
+            }
+        }
+        Ok(())
     }
 
     /// The slot of a thread: whose stacks it is on, else the one that its GS base names. A thread that has just been
@@ -246,7 +265,8 @@ impl<'a> Capture<'a> {
     /// Appends a pending signal of a thread to the journal.
     fn append(&self, thread: u32, mut info: SigInfo) -> Result<(), Error> {
         let (code, sender) = ((info[1] & 0xffff_ffff) as i32, (info[2] & 0xffff_ffff) as u32);
-        if code <= 0 && sender == self.header.pid {
+        // A timer's names that instead, and the shim knows it.
+        if code <= 0 && code != SI_TIMER && sender == self.header.pid {
             // As the program knows itself.
             info[2] = info[2] & !0xffff_ffff | u64::from(self.header.virtual_pid);
         }

@@ -87,6 +87,7 @@ fn name_of(family: Family) -> &'static str {
         Family::Threads => "threads",
         Family::Processes => "processes",
         Family::Clocks => "clocks",
+        Family::Timers => "timers",
         Family::Files => "files",
     }
 }

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First eight bytes of a control file.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"zhuque\0\x01");
 /// Version of every layout in this crate; a region is only resumed by a shim of the same version (its own copy).
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// What a region is at the moment. Stored in the low byte of the phase word, the generation above it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +80,7 @@ pub struct Header {
     pub phase: AtomicU64,
     /// CRC-32 of this page with `phase` and `checksum` taken as zero; valid when saved.
     pub checksum: u32,
-    /// Digest ([`crate::codec::digest`]) of globals, file table, site table, nodes, and for each slot in use the slot itself
+    /// Digest ([`crate::codec::digest`]) of globals, file table, site table, nodes, timers, and for each slot in use the slot itself
     /// and its saved frame ([`crate::slot::saved_frame`]), in that order; valid when saved.
     pub control_checksum: u32,
     /// Address of the control mapping in the program.
@@ -259,6 +259,10 @@ pub struct Globals {
     pub files: u32,
     /// Rewritten sites in the site table: indices 0..sites.
     pub sites: u32,
+    /// POSIX timers: entries 0..timers of their table have been used.
+    pub timers: AtomicU32,
+    /// No entry below this one is free.
+    pub timers_taken: AtomicU32,
     /// Where the trampolines are, per library.
     pub trampolines: [TrampolinePages; 64],
     /// Copy of the vdso at the address that the program knows: start and bytes.

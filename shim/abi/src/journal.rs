@@ -98,6 +98,30 @@ pub enum Record<'a> {
         /// CPU mask, the first 1,024 processors; empty: all that are there.
         affinity: &'a [u8],
     },
+    /// A POSIX timer.
+    Timer {
+        /// Its place in the table ([`crate::timers`]).
+        index: u32,
+        /// CLOCK_*, or a clock of CPU time that names a thread as the program does.
+        clock: i32,
+        /// SIGEV_*.
+        notify: i32,
+        /// Signal number.
+        signal: u32,
+        /// With SIGEV_THREAD_ID: the thread that is told, as the program knows it.
+        thread: u32,
+        /// What the program is told with the signal.
+        value: u64,
+        /// True: it was set to an absolute time of a clock that goes on without the program, and `value_ns` is that.
+        absolute: bool,
+        /// Remaining time, ns; 0: not armed.
+        value_ns: u64,
+        /// Period, ns.
+        interval_ns: u64,
+        /// How many expirations stand for its signal that is pending ([`Record::PendingSignal`], with the kernel's id of the
+        /// timer); 0: none is.
+        told: u32,
+    },
     /// What was mapped, as the kernel had it, of a region that was saved from outside.
     #[serde(borrow)]
     Mapping(Mapped<'a>),

@@ -66,6 +66,8 @@ pub const MAX_NODES: usize = 1 << 20;
 pub const MAX_FILES: usize = 4096;
 /// Rewritten call sites.
 pub const MAX_SITES: usize = 1 << 16;
+/// POSIX timers that a process can have at a time.
+pub const MAX_TIMERS: usize = 1 << 16;
 
 /// Offset of the [`crate::header::Header`].
 pub const HEADER_OFFSET: u64 = 0;
@@ -77,6 +79,8 @@ pub const FILES_OFFSET: u64 = 0x2_0000;
 pub const SITES_OFFSET: u64 = 0x100_0000;
 /// Offset of the mapping table's nodes, [`crate::maps::Node`] × [`MAX_NODES`].
 pub const NODES_OFFSET: u64 = 0x200_0000;
+/// Offset of the table of POSIX timers, [`crate::timers::Timer`] × [`MAX_TIMERS`].
+pub const TIMERS_OFFSET: u64 = 0x600_0000;
 /// Offset of the journal that a save writes.
 pub const JOURNAL_OFFSET: u64 = 0x800_0000;
 /// Bytes that the journal may grow to.
@@ -118,7 +122,8 @@ pub const RESERVED_BYTES: u64 = CONTROL_BYTES + LIFE_BYTES;
 const _: () = {
     assert!(FILES_OFFSET + MAX_FILES as u64 * 2048 <= SITES_OFFSET);
     assert!(SITES_OFFSET + MAX_SITES as u64 * 64 <= NODES_OFFSET);
-    assert!(NODES_OFFSET + MAX_NODES as u64 * 64 <= JOURNAL_OFFSET);
+    assert!(NODES_OFFSET + MAX_NODES as u64 * 64 <= TIMERS_OFFSET);
+    assert!(TIMERS_OFFSET + MAX_TIMERS as u64 * 72 <= JOURNAL_OFFSET);
     assert!(JOURNAL_OFFSET + JOURNAL_BYTES <= SLOTS_OFFSET);
     assert!(SIGNAL_STACK + SIGNAL_STACK_BYTES == SLOT_STRIDE);
     assert!(LIFE_THREADS + MAX_THREADS as u64 * 16 <= LIFE_ARGUMENTS);

@@ -22,3 +22,4 @@ pub mod life;
 pub mod maps;
 pub mod sites;
 pub mod slot;
+pub mod timers;

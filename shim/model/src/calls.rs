@@ -16,6 +16,8 @@ pub enum Family {
     Processes,
     /// Clocks and everything with a time-out.
     Clocks,
+    /// Timers that signal (timer_create(2)).
+    Timers,
     /// Descriptors that could be the region's own, or that could not be made again.
     Files,
 }
@@ -322,11 +324,11 @@ pub static CALLS: &[Call] = &[
     row(219, "restart_syscall", Refuse(38, "a call of the kernel itself"), Never),
     row(220, "semtimedop", Refuse(38, "not persistent yet"), Never),
     row(221, "fadvise64", Pass, Never),
-    row(222, "timer_create", Refuse(38, "not persistent yet"), Never),
-    row(223, "timer_settime", Refuse(38, "not persistent yet"), Never),
-    row(224, "timer_gettime", Refuse(38, "not persistent yet"), Never),
-    row(225, "timer_getoverrun", Refuse(38, "not persistent yet"), Never),
-    row(226, "timer_delete", Refuse(38, "not persistent yet"), Never),
+    row(222, "timer_create", Gate(Timers), Never),
+    row(223, "timer_settime", Gate(Timers), Never),
+    row(224, "timer_gettime", Gate(Timers), Never),
+    row(225, "timer_getoverrun", Gate(Timers), Never),
+    row(226, "timer_delete", Gate(Timers), Never),
     row(227, "clock_settime", Pass, Never),
     row(228, "clock_gettime", Gate(Clocks), Never),
     row(229, "clock_getres", Pass, Never),

@@ -11,7 +11,7 @@ use crate::gate::{Result64, error, raw, wait_call};
 use crate::{control, user};
 use core::sync::atomic::Ordering;
 use zhuque_abi::life::Life;
-use zhuque_abi::slot::{Slot, pending};
+use zhuque_abi::slot::{SigInfo, Slot, pending};
 use zhuque_sys::time::SECOND;
 use zhuque_sys::{Errno, time};
 
@@ -19,11 +19,12 @@ const CLOCK_MONOTONIC: i32 = libc::CLOCK_MONOTONIC;
 const CLOCK_MONOTONIC_RAW: i32 = libc::CLOCK_MONOTONIC_RAW;
 const CLOCK_MONOTONIC_COARSE: i32 = libc::CLOCK_MONOTONIC_COARSE;
 const CLOCK_BOOTTIME: i32 = libc::CLOCK_BOOTTIME;
-/// Places in `Slot::scratch`: a time for the kernel, what remains by the kernel, a mask, a pair for pselect6.
+/// Places in `Slot::scratch`: a time for the kernel, what remains by the kernel, a mask, a pair for pselect6, a siginfo.
 const TIME: usize = 8;
 const REMAINS: usize = 10;
 const MASK: usize = 12;
 const PAIR: usize = 14;
+const INFO: usize = 32;
 
 /// The offset of `clock` in this life, ns: the program's time minus the kernel's.
 pub fn offset(clock: i32) -> i64 {
@@ -311,7 +312,15 @@ fn timerfd_settime(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
     if flags as i32 & libc::TFD_TIMER_ABSTIME == 0 || new == 0 || offset(CLOCK_MONOTONIC) == 0 {
         return wait_call(slot, libc::SYS_timerfd_settime, a);
     }
-    let clock = timerfd_clock(fd as i32);
+    a[2] = moved_setting(slot, timerfd_clock(fd as i32), new)?;
+    wait_call(slot, libc::SYS_timerfd_settime, a)
+}
+
+/// A struct itimerspec with an absolute time of the program's, at a place where the kernel finds the time on its own clock.
+pub fn moved_setting(slot: &mut Slot, clock: i32, new: u64) -> Result64 {
+    if offset(clock) == 0 {
+        return Ok(new);
+    }
     // SAFETY: four integers.
     let value: [i64; 4] = unsafe { user::read(new) }?;
     let until = nanoseconds([value[2], value[3]]).ok_or(Errno(libc::EINVAL))?;
@@ -320,8 +329,7 @@ fn timerfd_settime(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
     // A time of zero disarms and must stay zero; one that has passed must not become zero.
     let moved = if until == 0 { 0 } else { until.saturating_sub(offset(clock)).max(1) };
     put_time(slot, TIME + 2, moved);
-    a[2] = &raw const slot.scratch[TIME] as u64;
-    wait_call(slot, libc::SYS_timerfd_settime, a)
+    Ok(&raw const slot.scratch[TIME] as u64)
 }
 
 /// The clock of a timerfd, from /proc (only asked for absolute times in a later life).
@@ -357,13 +365,15 @@ pub fn rt_sigtimedwait(slot: &mut Slot, mut a: [u64; 6]) -> Result64 {
         return Ok(u64::from(power));
     }
     a[0] = filtered_mask(slot, a[0], MASK)?;
+    let shown = a[1];
+    a[1] = &raw const slot.scratch[INFO] as u64;
     let taken = with_timespec(slot, libc::SYS_rt_sigtimedwait, a, 2, false)?;
-    if a[1] != 0 && control::life().generation != 0 {
-        // SAFETY: the program's memory, where the kernel has just written it.
-        let mut info = unsafe { user::read(a[1]) }?;
-        super::signals::virtual_sender(&mut info, slot);
-        // SAFETY: as above.
-        unsafe { user::write(a[1], &info) }?;
+    let mut info: SigInfo = slot.scratch[INFO..].first_chunk().copied().unwrap_or_default();
+    super::signals::virtual_sender(&mut info, slot);
+    super::timers::note_taken(&info);
+    if shown != 0 {
+        // SAFETY: the program's memory.
+        unsafe { user::write(shown, &info) }?;
     }
     Ok(taken)
 }

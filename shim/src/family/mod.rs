@@ -24,6 +24,7 @@ pub mod select_sets;
 pub mod signals;
 pub mod spares;
 pub mod threads;
+pub mod timers;
 
 pub use descriptors::{
     Capture, Failure, Revival, TIMER_PATIENCE_NS, capture, revive, revive_thread_files, stdio_identity,

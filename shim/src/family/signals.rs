@@ -240,6 +240,7 @@ fn push_frame(slot: &mut Slot, program: &Program, action: &Action, context: &mut
     shown.mask = program.mask & !NEVER_BLOCKED | slot.extra_mask;
     let mut info = program.info;
     virtual_sender(&mut info, slot);
+    super::timers::note_taken(&info);
     let frame = SignalFrame { restorer: action.restorer, context: shown, info };
     // SAFETY: both targets are memory of the program's, on its stack; a fault is reported.
     unsafe {
@@ -280,7 +281,11 @@ pub fn is_own(sender: u32, slot: &Slot) -> bool {
 /// The sender's ids as the program knows them, where it is the program itself.
 pub fn virtual_sender(info: &mut SigInfo, slot: &Slot) {
     let code = (info[1] & 0xffff_ffff) as i32;
-    if code <= 0 && is_own((info[2] & 0xffff_ffff) as u32, slot) {
+    if slot.borrowed == 0 {
+        // A timer's names the timer where others name their sender.
+        super::timers::name_in(info);
+    }
+    if code <= 0 && code != zhuque_abi::timers::SI_TIMER && is_own((info[2] & 0xffff_ffff) as u32, slot) {
         // SAFETY: the field is constant after start.
         let pid = unsafe { (*control::header()).virtual_pid };
         info[2] = info[2] & !0xffff_ffff | u64::from(pid);
