@@ -76,6 +76,25 @@ impl Store {
         store
     }
 
+    /// A store whose resumes are on a machine that has booted at another time, by its clocks; `None` where the kernel does
+    /// not let an ordinary user make believe so (user and time namespaces).
+    pub fn rebooted() -> Option<Store> {
+        /// What the guest says then.
+        const REFUSED: i32 = 77;
+        let mut store = Store::new();
+        let wrapper = crate::Guest::c("rebooted").program;
+        let mut command = command::command(&wrapper, store.user);
+        command.arg("/bin/true");
+        match command::finish(command, PATIENCE).status {
+            0 => {
+                store.resumed_by = vec![wrapper];
+                Some(store)
+            }
+            REFUSED => None,
+            status => panic!("rebooted ends with {status}"),
+        }
+    }
+
     fn of(user: Option<u32>) -> Store {
         let base = new_base();
         let mut store = Store { zhuque: command::zhuque().to_path_buf(), base, user, resumed_by: Vec::new() };

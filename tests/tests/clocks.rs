@@ -1,7 +1,7 @@
 //! Clocks never run backwards, and time stands still while the program does not run.
 
 use std::time::Duration;
-use zhuque_tests::life::Announce;
+use zhuque_tests::life::{Announce, check_lives_in};
 use zhuque_tests::{Guest, Life, Store, check_lives};
 
 #[test]
@@ -23,6 +23,18 @@ fn an_outage_is_not_counted() {
     let end = life.end();
     if end.status != 0 {
         life.wrong("the clocks are wrong");
+    }
+}
+
+/// Clocks, waits and timers go on from where they were on a machine that has just booted, or runs for longer.
+#[test]
+fn a_machine_that_booted_at_another_time() {
+    let guests = [("clocks", "2000000"), ("waits", "1"), ("alarms", "15"), ("expiring", "30")];
+    for guest in guests.map(|(name, size)| Guest::c(name).arg(size)) {
+        match Store::rebooted() {
+            Some(store) => check_lives_in(&store, &guest, 1),
+            None => println!("not possible here: no time namespaces for ordinary users"),
+        }
     }
 }
 
