@@ -4,7 +4,7 @@
 //! that assembler reads are at offsets taken from `offset_of!`. All of it is region memory: after a save it *is* the
 //! thread.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What a slot holds; [`Slot::state`].
 pub mod state {
@@ -247,6 +247,13 @@ pub struct Slot {
     pub own_power_info: SigInfo,
     /// Scratch for time-outs that the gate passes to the kernel instead of the program's.
     pub scratch: [u64; 64],
+}
+
+impl Slot {
+    /// Whether a signal of the program waits for the end of the gate's work.
+    pub fn puts_signal_off(&self) -> bool {
+        self.pending.load(Ordering::Acquire) & pending::SIGNAL != 0
+    }
 }
 
 /// Where in its slot's stride a saved signal frame lies: offset and bytes, from the ucontext to the top of the signal

@@ -83,7 +83,7 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
     }
     match state {
         // At the gate's exit, where another one waits, with which the program has its mask again. It comes after that.
-        State::Program(retry) if !fault && slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 => {
+        State::Program(retry) if !fault && slot.puts_signal_off() => {
             // Unless the program ignores it and does not block it: then the kernel would not have sent it.
             if slot.deferred.mask & bit(signal) != 0 || !signals::is_ignored(signal) {
                 signals::virtual_sender(info, slot);
@@ -108,7 +108,7 @@ fn program_signal(slot: &mut Slot, signal: u32, info: &mut SigInfo, context: &mu
             // A fault of our own code. The signal is the program's death; leave the kernel to it, at the instruction.
             crate::die::fault(signal, context.machine.rip, info[2]);
         }
-        State::Critical if leaves || slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0 => {
+        State::Critical if leaves || slot.puts_signal_off() => {
             // There is room for one, which has all others blocked but those that an instruction causes; and none where
             // the gate's exit does not come. Somebody has sent one of these: the kernel keeps it until the first has been
             // delivered, or the mask is the program's.

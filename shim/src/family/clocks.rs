@@ -11,7 +11,7 @@ use crate::gate::{Result64, error, raw, wait_call};
 use crate::{control, user};
 use core::sync::atomic::Ordering;
 use zhuque_abi::life::Life;
-use zhuque_abi::slot::{SigInfo, Slot, pending};
+use zhuque_abi::slot::{SigInfo, Slot};
 use zhuque_sys::time::SECOND;
 use zhuque_sys::{Errno, time};
 
@@ -260,7 +260,7 @@ fn sleep(slot: &mut Slot, number: i64, a: [u64; 6], request: usize, remains: usi
         wait_call(slot, number, a)
     });
     // What remains is told only where the call ends; one that is issued again must find its request untouched.
-    let put_off = slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0;
+    let put_off = slot.puts_signal_off();
     let ended = slot.retry.valid == 0 || put_off && slot.retry.restartable == crate::gate::retry::EINTR;
     if result == error(libc::EINTR) && a[remains] != 0 && ended {
         let left = [slot.scratch[REMAINS], slot.scratch[REMAINS + 1]];

@@ -156,11 +156,7 @@ pub fn fork(slot: &mut Slot, exit_signal: u64, child_tid: u64, clear_tid: u64) -
     slot.fork_done.store(0, Ordering::Release);
     slot.start_child_tid = child_tid;
     slot.start_flags = clear_tid;
-    slot.start_mask = if slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0 {
-        slot.deferred.mask
-    } else {
-        mask
-    };
+    slot.start_mask = if slot.puts_signal_off() { slot.deferred.mask } else { mask };
     let (scratch, bytes) = control::scratch();
     // SAFETY: no CLONE_VM: the child has a copy of the life area, whose scratch memory is nobody's while the world
     // stands still, and starts on it.

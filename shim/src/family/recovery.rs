@@ -124,7 +124,7 @@ pub fn unblocked(slot: &mut Slot, mask: u64) -> bool {
     }
     // No other signal may be put off between the look and what follows, nor before this one has been delivered.
     let before = signal::set_mask(!(NEVER_BLOCKED | FAULTS));
-    let put_off = slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0;
+    let put_off = slot.puts_signal_off();
     let Some(info) = (if put_off { None } else { take_deliverable(slot) }) else {
         signal::set_mask(before);
         return false;

@@ -403,7 +403,7 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
     // A signal that is being put off has replaced the kernel's mask; the program's is in `deferred` then. Looked at behind
     // the kernel's: it may have come in between.
     let kernel = signal::mask();
-    let waits = slot.pending.load(Ordering::Acquire) & zhuque_abi::slot::pending::SIGNAL != 0;
+    let waits = slot.puts_signal_off();
     let kernel = if waits { slot.deferred.mask } else { kernel };
     let previous = kernel & !NEVER_BLOCKED | slot.extra_mask;
     if new != 0 {
@@ -431,14 +431,14 @@ pub fn rt_sigprocmask(slot: &mut Slot, how: u64, new: u64, old: u64, size: u64) 
 /// Notes which faults the mask has from now on. While a signal is put off it may have any, or may have got one just now.
 fn note_faults(slot: &Slot, mask: u64) {
     slot.faults_blocked.store(mask & FAULTS_OF_ACCESS, Ordering::Relaxed);
-    if slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0 {
+    if slot.puts_signal_off() {
         slot.faults_blocked.store(FAULTS_OF_ACCESS, Ordering::Relaxed);
     }
 }
 
 /// Sets the kernel's mask, or the one to be set when the signal that is put off has been delivered.
 fn set_mask(slot: &mut Slot, mask: u64) {
-    let waits = || slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0;
+    let waits = || slot.puts_signal_off();
     if !waits() {
         let _ = signal::set_mask(mask);
     }
@@ -469,7 +469,7 @@ pub fn rt_sigreturn(slot: &mut Slot) -> Result<Outcome, Errno> {
     // From here to the kernel's call nothing may come in between: the frame is the kernel's now, not the program's. What
     // has been put off already comes when the call has set the frame's mask.
     signal::set_mask(!FAULTS);
-    let waits = slot.pending.load(Ordering::Relaxed) & zhuque_abi::slot::pending::SIGNAL != 0;
+    let waits = slot.puts_signal_off();
     if waits {
         slot.deferred.mask = context.mask;
     }

@@ -396,7 +396,7 @@ fn new_thread(slot: &mut Slot, c: Clone) -> Result64 {
     let mask = signal::set_mask(!0);
     let faults = slot.faults_blocked.swap(FAULTS_OF_ACCESS, Ordering::Relaxed);
     // A signal that is put off has replaced the mask meanwhile: the program's is in the slot then.
-    let waits = slot.pending.load(Ordering::Relaxed) & pending::SIGNAL != 0;
+    let waits = slot.puts_signal_off();
     // SAFETY: the slot has just been taken for the child, which does not run yet.
     let child = unsafe { &mut *taken };
     child.frame = slot.frame;
