@@ -35,6 +35,12 @@ impl Guest {
         Guest::new(build(name))
     }
 
+    /// The same with musl, whose ld.so, threads and allocator are others; `None` where musl-gcc is not installed.
+    pub fn musl(name: &str) -> Option<Guest> {
+        let compiler = find("musl-gcc")?;
+        Some(Guest::new(build_by(&compiler, name, &format!("{name}-musl"), &["-pthread"])))
+    }
+
     /// An installed program, looked for where packages put them.
     pub fn installed(name: &str) -> Guest {
         Guest::new(find(name).unwrap_or_else(|| panic!("{name} is not installed (ci/test installs what is missing)")))
@@ -131,13 +137,17 @@ pub fn build(name: &str) -> PathBuf {
 
 /// Builds `examples/SOURCE.c` as `name` with further flags.
 pub fn build_with(source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    build_by(Path::new("cc"), source, name, flags)
+}
+
+fn build_by(compiler: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let file = example(&format!("{source}.c"));
     place(&file, name, |to| {
-        let built = Command::new("cc").args(["-O1", "-g", "-Wall", "-o"]).arg(to).arg(&file).args(flags).output();
+        let built = Command::new(compiler).args(["-O1", "-g", "-Wall", "-o"]).arg(to).arg(&file).args(flags).output();
         match built {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-            Err(error) => Err(format!("cc: {error}")),
+            Err(error) => Err(format!("{}: {error}", compiler.display())),
         }
     })
 }

@@ -35,6 +35,17 @@ fn bash_in_a_loop_of_builtins() {
     check_lives(&Guest::installed("bash").arg(shared("builtins.sh")).arg("60"), 3);
 }
 
+/// Another C library: it calls constructors without arguments, cancels threads in its own way, and frees its own stack.
+#[test]
+fn programs_of_musl() {
+    for (name, size) in [("threads", "4"), ("cancel", "30"), ("fork", "30"), ("robust", "100")] {
+        match Guest::musl(name) {
+            Some(guest) => check_lives(&guest.arg(size), 1),
+            None => println!("not possible here: musl-gcc (musl-tools) is not installed"),
+        }
+    }
+}
+
 /// Standard input from a file goes on where it was, whatever the resume's is. bash takes back what it has read too much.
 #[test]
 fn standard_input_from_a_file() {

@@ -27,10 +27,11 @@ unsafe extern "C" {
 /// ld.so's call.
 ///
 /// # Safety
-/// Called once by ld.so, with the program's argument and environment vectors.
+/// Called once by ld.so: glibc's, with the program's argument and environment vectors; or musl's, without arguments.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn zhuque_constructor(_count: i32, _arguments: *mut *mut u8, environment: *mut *mut u8) {
-    // SAFETY: ld.so's vectors end with a null pointer, and their strings with a zero.
+unsafe extern "C" fn zhuque_constructor(count: i32, arguments: u64, environment: u64) {
+    let environment = vector(count, arguments, environment);
+    // SAFETY: the vectors end with a null pointer, and their strings with a zero.
     if let Some(memfd) = unsafe { entrance::wanted(environment) } {
         entrance::enter(memfd);
     }
@@ -45,6 +46,26 @@ unsafe extern "C" fn zhuque_constructor(_count: i32, _arguments: *mut *mut u8, e
         Ok(boot) => finish(&boot, mask),
         Err(Errno(number)) => fail(b"cannot set up the region", number),
     }
+}
+
+/// The environment: as ld.so has given it, if it has given anything, else as the kernel has.
+fn vector(count: i32, arguments: u64, environment: u64) -> *mut *mut u8 {
+    const WORD: u64 = size_of::<usize>() as u64;
+    /// More than the vectors are above this frame.
+    const NEAR: u64 = 64 << 20;
+    let here = &raw const count as u64;
+    let given = arguments.wrapping_add((count as u64).wrapping_add(1).wrapping_mul(WORD)) == environment;
+    if given && (here..here + NEAR).contains(&arguments) {
+        return environment as *mut *mut u8;
+    }
+    // First there is the number of arguments; a null pointer follows them (x86-64 psABI, 3.4.1).
+    let start = process_state::image()[2];
+    if start == 0 {
+        fail(b"cannot read /proc/self/stat", 0);
+    }
+    // SAFETY: the stack as the kernel has set it up, on which this runs.
+    let count = unsafe { *(start as *const u64) };
+    (start + (count + 2) * WORD) as *mut *mut u8
 }
 
 /// Says why and ends the program.
