@@ -238,7 +238,8 @@ impl<'a> Rig<'a> {
 /// Takes away what was not saved. A start that fails leaves nothing.
 fn remove(life: &Life<'_>) {
     if life.store.find(&life.name).is_some() {
-        assert_eq!(life.store.call("rm", &[&life.name]).status, 0);
+        let removed = life.store.call("rm", &[&life.name]);
+        assert_eq!(removed.status, 0, "{}", removed.stderr);
     }
 }
 
