@@ -28,7 +28,7 @@ pub struct Evidence {
     pub read: Vec<(u64, u64)>,
     /// Where instructions begin, by descent from the starts of functions.
     pub reached: HashSet<u64>,
-    /// The frames of the unwind tables.
+    /// The frames of the unwind tables, and functions that only a symbol describes (musl has no such tables).
     pub frames: Vec<Frame>,
     runs: Vec<(u64, u64)>,
 }
@@ -56,6 +56,7 @@ impl Evidence {
             runs: runs.to_vec(),
         };
         evidence.frames.sort_by_key(|frame| frame.start);
+        evidence.symbols(view);
         let seen = evidence.sweep(view);
         evidence.tables(view, &seen);
         let mut starts = evidence.starts(view);
@@ -65,6 +66,23 @@ impl Evidence {
         }
         evidence.descend(view, starts);
         evidence
+    }
+
+    /// Adds the functions that a symbol with a size describes and no frame touches.
+    fn symbols(&mut self, view: &View) {
+        let symbols = view.elf.syms.iter().chain(view.elf.dynsyms.iter());
+        let sized = symbols.filter(|s| s.is_function() && s.st_shndx != 0 && s.st_size != 0);
+        let mut ranges: Vec<(u64, u64)> = sized.map(|s| (s.st_value, s.st_value.saturating_add(s.st_size))).collect();
+        // Of several names of one place the longest, and none within another.
+        ranges.sort_by_key(|&(start, end)| (start, std::cmp::Reverse(end)));
+        let mut free = 0;
+        for (start, end) in ranges {
+            let next = self.frames.partition_point(|frame| frame.end <= start);
+            if start >= free && self.frames.get(next).is_none_or(|frame| frame.start >= end) {
+                self.frames.insert(next, Frame { start, end, pads: Some(Vec::new()) });
+                free = end;
+            }
+        }
     }
 
     /// The run that holds an address.
