@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR=$target CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 # Packages by the program that they bring.
 packages='memcached:memcached redis-server:redis-server lua5.4:lua5.4 perl:perl sqlite3:sqlite3 xz:xz-utils
-python3:python3 cc:gcc readelf:binutils'
+python3:python3 cc:gcc readelf:binutils musl-gcc:musl-tools'
 
 # Prints the packages that are missing.
 missing_packages() {

@@ -1,7 +1,7 @@
 /* A program that is mostly suspended by vfork: a failure during one is not forgotten, and a child that had ended before
  * shows its own status.
  *
- * vforks [ROUNDS] */
+ * vforks [ROUNDS [MILLISECONDS]]: how long a child runs. */
 #include "guest.h"
 
 /* 1: lost in a power failure. */
@@ -16,6 +16,7 @@ static void wait_for(pid_t child, int expected, int may_be_lost) {
 
 int main(int count, char **values) {
     volatile long rounds = argument(count, values, 1, 60);
+    volatile long lasts = argument(count, values, 2, 20);
     for (volatile long round = 0; round < rounds; round++) {
         siginfo_t info;
         pid_t ended = fork();
@@ -26,7 +27,7 @@ int main(int count, char **values) {
         pid_t child = vfork();
         CHECK(child >= 0);
         if (child == 0) {
-            struct timespec time = {0, 20000000};
+            struct timespec time = {lasts / 1000, lasts % 1000 * 1000000};
             nanosleep(&time, NULL);
             _exit(5);
         }

@@ -28,6 +28,23 @@ fn a_program_that_is_mostly_in_vfork() {
     check_lives(&Guest::c("vforks").arg("60"), 3);
 }
 
+/// A child that still borrows the program's memory holds the region: only for as long as it does.
+#[test]
+fn a_region_of_which_a_child_is_left_can_be_removed() {
+    let store = Store::new();
+    let mut command = store.zhuque("run");
+    command.args(["-n", "borrowed", "--"]).arg(Guest::c("vforks").program).args(["1", "1000"]);
+    let mut launcher = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("run");
+    let running = || store.find("borrowed").filter(|region| region.state == "running");
+    let pid = until(Duration::from_secs(10), running).expect("it runs").pid;
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    assert!(until(Duration::from_secs(10), || stat().contains(") D ").then_some(())).is_some(), "no vfork was seen");
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill it");
+    launcher.wait().expect("its end");
+    let removed = store.call("rm", &["borrowed"]);
+    assert_eq!(removed.status, 0, "{}", removed.stderr);
+}
+
 #[test]
 fn attributes_of_the_process() {
     check_lives(&Guest::python("attributes.py"), 3);

@@ -38,9 +38,11 @@ fn bash_in_a_loop_of_builtins() {
 /// Another C library: it calls constructors without arguments, cancels threads in its own way, and frees its own stack.
 #[test]
 fn programs_of_musl() {
-    for (name, size) in [("threads", "4"), ("cancel", "30"), ("fork", "30"), ("robust", "100")] {
+    let guests: [(&str, &[&str]); 4] =
+        [("threads", &["4", "12000"]), ("cancel", &["30"]), ("fork", &["30"]), ("robust", &["100"])];
+    for (name, arguments) in guests {
         match Guest::musl(name) {
-            Some(guest) => check_lives(&guest.arg(size), 1),
+            Some(guest) => check_lives(&guest.args(arguments.iter().copied()), 1),
             None => println!("not possible here: musl-gcc (musl-tools) is not installed"),
         }
     }

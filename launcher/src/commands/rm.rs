@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail};
 
 use crate::flags::Rm;
+use crate::process::Program;
 use crate::region::{self, Region};
 use crate::store::Store;
 use crate::{failure, report};
@@ -41,29 +42,26 @@ fn remove(store: &Store, name: &str) -> anyhow::Result<String> {
         region::remove(store.directory(), name)?;
         return Ok(format!("{name}: removed (it was damaged)"));
     };
-    if region.try_lock(Duration::from_millis(50))? {
-        region.remove()?;
-        return Ok(format!("{name}: removed"));
-    }
-    let pid = end(&mut region)?;
-    Ok(format!("{name}: ended process {pid}, removed"))
-}
-
-/// Ends the program that runs the region, and removes the region; which process it was.
-fn end(region: &mut Region) -> anyhow::Result<u32> {
-    let name = region.name().to_string();
     let start = Instant::now();
-    // While a program starts or is resumed it has no pid yet; it will in an instant.
-    let program = loop {
+    // While a program starts or is resumed it has no pid yet; it will in an instant. One that was killed may have left a
+    // child that still borrows its memory (vfork), until it executes something or ends.
+    while start.elapsed() < PATIENCE {
+        if region.try_lock(Duration::from_millis(50))? {
+            region.remove()?;
+            return Ok(format!("{name}: removed"));
+        }
         let pid = region.summary().map_or(0, |summary| summary.pid);
         if let Some(program) = region.program(pid) {
-            break program;
+            end(&mut region, program)?;
+            return Ok(format!("{name}: ended process {pid}, removed"));
         }
-        if start.elapsed() > PATIENCE {
-            return Err(in_use(region));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    }
+    Err(in_use(&region))
+}
+
+/// Ends the program that runs the region, and removes the region.
+fn end(region: &mut Region, program: Program) -> anyhow::Result<()> {
+    let name = region.name().to_string();
     // Without its name first: whoever watches over the program sees that its death is wanted.
     let hidden = region.hide()?;
     if let Err(error) = program.kill() {
@@ -77,13 +75,15 @@ fn end(region: &mut Region) -> anyhow::Result<u32> {
     }
     let erased = region::erase(region.store(), &hidden);
     // The next command that comes along sweeps up.
-    erased.map_err(|errno| anyhow!("{name}: cannot remove all of it: {}", errno.desc()))?;
-    Ok(program.pid)
+    erased.map_err(|errno| anyhow!("{name}: cannot remove all of it: {}", errno.desc()))
 }
 
 /// That somebody does not let go of it.
 fn in_use(region: &Region) -> anyhow::Error {
     let holders: Vec<_> = region.holders().iter().map(u32::to_string).collect();
     let name = region.name();
+    if holders.is_empty() {
+        return anyhow!("{name}: in use, but by no process that is seen here; is it in another container?");
+    }
     anyhow!("{name}: in use by process {}; end it first", holders.join(", "))
 }

@@ -300,16 +300,16 @@ pub fn note_cleared(slot: &mut Slot) {
 /// From here to the kernel's exit nothing of the program runs on this thread, so the kernel may do what the program has
 /// asked for: walk the robust list and clear the thread id.
 pub fn register_for_exit(slot: &Slot) {
-    if slot.robust_list != 0 && !robust::is_kernels(slot) {
-        robust::leave(slot);
-    }
-    // SAFETY: the program's own list and word.
-    unsafe {
-        if slot.robust_list != 0 && robust::is_kernels(slot) {
-            process::set_robust_list(slot.robust_list, slot.robust_bytes);
+    if slot.robust_list != 0 {
+        if robust::is_kernels(slot) {
+            // SAFETY: the program's own list.
+            unsafe { process::set_robust_list(slot.robust_list, slot.robust_bytes) };
+        } else {
+            robust::leave(slot);
         }
-        process::set_tid_address(slot.clear_tid);
     }
+    // SAFETY: the program's own word.
+    unsafe { process::set_tid_address(slot.clear_tid) };
 }
 
 /// Arguments of clone, from either call.
