@@ -144,6 +144,8 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
         capabilities: credentials::capabilities(),
         session: crate::family::ids::shown(call(libc::SYS_getsid)),
         group: crate::family::ids::shown(call(libc::SYS_getpgrp)),
+        coredump_filter: proc_number(COREDUMP_FILTER, 16).map_or(0, |value| value as u32),
+        oom_score_adj: proc_number(OOM_SCORE, 10).map_or(0, |value| value as i32),
         // SAFETY: everything stands still.
         membarrier: unsafe { (*control::globals()).membarrier.load(Ordering::Relaxed) },
     }))?;
@@ -188,6 +190,35 @@ fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {
         return Ok(());
     }
     journal.put(&Record::IntervalTimer { which, value_ns, interval_ns })
+}
+
+const COREDUMP_FILTER: &[u8] = b"/proc/self/coredump_filter";
+const OOM_SCORE: &[u8] = b"/proc/self/oom_score_adj";
+
+/// The number that a file of /proc holds.
+fn proc_number(path: &[u8], base: u32) -> Option<i64> {
+    let mut room = [0u8; 32];
+    let text = maps::read_whole(path, &mut room).ok()?;
+    let (negative, digits) = match text.strip_prefix(b"-") {
+        Some(digits) => (true, digits),
+        None => (false, text),
+    };
+    let (value, _) = maps::number(digits, base)?;
+    Some(if negative { -(value as i64) } else { value as i64 })
+}
+
+/// Writes a number (of one that holds another) to a file of /proc. What this user may not set is left as it is.
+fn set_proc_number(path: &[u8], base: u32, wanted: i64) {
+    if proc_number(path, base) == Some(wanted) {
+        return;
+    }
+    let mut name = fs::Path::new();
+    name.push(path);
+    let Ok(fd) = fs::open_at(libc::AT_FDCWD, &name, libc::O_WRONLY | libc::O_CLOEXEC, 0) else { return };
+    let mut text = crate::text::Text::of(if wanted < 0 { b"-" } else { b"" });
+    // Both files take decimal numbers.
+    let _ = fs::write(fd, text.number(wanted.unsigned_abs()).as_bytes());
+    let _ = fs::close(fd);
 }
 
 fn subreaper() -> u64 {
@@ -306,6 +337,8 @@ pub fn revive(process_record: &Process<'_>) -> Result<(), Failure> {
     show_saved_arguments(process_record.arguments);
     enter_directory(process_record.cwd)?;
     fs::umask(process_record.umask);
+    set_proc_number(COREDUMP_FILTER, 16, process_record.coredump_filter.into());
+    set_proc_number(OOM_SCORE, 10, process_record.oom_score_adj.into());
     // SAFETY: these options take no pointers.
     unsafe {
         let _ = process::prctl(libc::PR_SET_TIMERSLACK, process_record.prctls[0] as usize, 0, 0, 0);

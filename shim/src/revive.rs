@@ -167,6 +167,7 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             _ => {}
         }
     }
+    family::advice::revive();
     if let Some(saved) = &saved {
         process_state::revive_protection(saved);
     }

@@ -1,4 +1,4 @@
-//! How threads are scheduled: nice value, policy, priority, processors. Written down where it is not what the program
+//! How threads are scheduled: nice value, policy, priority, processors, input and output. Written down where it is not what the program
 //! was started with; set again as far as the resume's rights and this machine's processors allow.
 #![allow(unsafe_code)]
 
@@ -33,6 +33,18 @@ fn attributes(tid: u32) -> Attributes {
     found
 }
 
+/// ioprio_get(2) and ioprio_set(2): a thread.
+const IOPRIO_WHO_PROCESS: usize = 1;
+const IOPRIO_CLASS_SHIFT: u32 = 13;
+
+/// The priority of a thread's input and output; 0: it has none of its own.
+fn io_priority(tid: u32) -> u32 {
+    // SAFETY: no memory involved.
+    let found = unsafe { process::other(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS, tid as usize, 0, 0, 0, 0]) };
+    // Without a class it follows the nice value.
+    found.ok().map(|value| value as u32).filter(|value| value >> IOPRIO_CLASS_SHIFT != 0).unwrap_or(0)
+}
+
 /// Writes down every thread that is not scheduled as the program was when it started.
 pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
     // SAFETY: constant after start.
@@ -53,9 +65,10 @@ pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
         // As sched_getscheduler(2) says it, and sched_setscheduler takes it (SCHED_RESET_ON_FORK).
         let policy = policy | if flags & 1 != 0 { 0x4000_0000 } else { 0 };
         let pinned: &[u8] = if mask == started { &[] } else { &mask };
-        if nice != 0 || policy != 0 || !pinned.is_empty() {
+        let io = io_priority(tid);
+        if nice != 0 || policy != 0 || io != 0 || !pinned.is_empty() {
             let priority = priority as i32;
-            journal.put(&Record::Scheduling { thread, nice, policy, priority, affinity: pinned })?;
+            journal.put(&Record::Scheduling { thread, nice, policy, priority, affinity: pinned, io })?;
         }
     }
     Ok(())
@@ -63,7 +76,7 @@ pub fn describe(journal: &mut Journal) -> Result<(), Failure> {
 
 /// Sets one thread's scheduling again. What is not allowed any more is left as it is: it changes no result.
 pub fn revive(record: &Record<'_>) {
-    let Record::Scheduling { thread, nice, policy, priority, affinity } = *record else { return };
+    let Record::Scheduling { thread, nice, policy, priority, affinity, io } = *record else { return };
     // The main thread does not know itself yet: it is the one that runs here (0).
     let tid = if thread == ids::virtual_pid() { 0 } else { ids::real_thread(thread).unwrap_or(u32::MAX) as usize };
     if !affinity.is_empty() {
@@ -78,6 +91,9 @@ pub fn revive(record: &Record<'_>) {
         if nice != 0 {
             let arguments = [libc::PRIO_PROCESS as usize, tid, nice as usize, 0, 0, 0];
             let _ = process::other(libc::SYS_setpriority, arguments);
+        }
+        if io != 0 {
+            let _ = process::other(libc::SYS_ioprio_set, [IOPRIO_WHO_PROCESS, tid, io as usize, 0, 0, 0]);
         }
     }
 }

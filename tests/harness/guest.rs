@@ -162,10 +162,8 @@ fn place(source: &Path, name: &str, make: impl FnOnce(&Path) -> Result<(), Strin
     let path = script_dir().join(name);
     let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
     // A guest that runs elsewhere must not be replaced without need: a region remembers its program.
-    let current = match (modified(&path), modified(source), modified(&example("guest.h"))) {
-        (Some(made), Some(from), Some(header)) => made > from && made > header,
-        _ => false,
-    };
+    let sources = [source.to_path_buf(), example("guest.h"), example("kept.h")];
+    let current = modified(&path).is_some_and(|made| sources.iter().all(|file| modified(file) < Some(made)));
     if !current {
         let fresh = script_dir().join(format!(".{name}-{}", std::process::id()));
         make(&fresh).unwrap_or_else(|error| panic!("{}: {error}", source.display()));

@@ -122,6 +122,13 @@ guests! {
     internet_sockets: "inet" "2";
     ignored_signals: "ignored" "5";
     signals_that_come_late: "late" "2" "1000";
+    kept_files: "kept_files";
+    kept_pipes: "kept_pipes";
+    kept_sockets: "kept_sockets";
+    kept_events: "kept_events";
+    kept_process: "kept_process";
+    kept_threads: "kept_threads";
+    kept_memory: "kept_memory";
     memory: "memory" "300";
     a_main_thread_that_has_ended: "leader" "20";
     unix_sockets: "locals" "2";

@@ -208,6 +208,8 @@ fn flag_names(flags: u16) -> Vec<&'static str> {
         (flag::FROM_FILE, "from-file"),
         (flag::STACK, "stack"),
         (flag::GROWSDOWN, "growsdown"),
+        (flag::DONTDUMP, "dontdump"),
+        (flag::HUGEPAGE, "hugepage"),
     ]
     .into_iter()
     .filter_map(|(bit, name)| (flags & bit != 0).then_some(name))

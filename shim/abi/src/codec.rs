@@ -8,7 +8,7 @@ use crate::journal::Record;
 /// Bytes of a record's frame: length, CRC-32, version, each a little-endian u32.
 pub const FRAME_BYTES: usize = 12;
 /// Version of the record types. Raised whenever [`Record`] or anything in it changes.
-pub const RECORD_VERSION: u32 = 4;
+pub const RECORD_VERSION: u32 = 5;
 
 /// Why bytes are not a journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

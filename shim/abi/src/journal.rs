@@ -97,6 +97,8 @@ pub enum Record<'a> {
         priority: i32,
         /// CPU mask, the first 1,024 processors; empty: all that are there.
         affinity: &'a [u8],
+        /// ioprio_get(2); 0: none of its own.
+        io: u32,
     },
     /// A POSIX timer.
     Timer {
@@ -212,6 +214,10 @@ pub struct Process<'a> {
     pub group: u32,
     /// Registrations of membarrier(2).
     pub membarrier: u32,
+    /// /proc/self/coredump_filter.
+    pub coredump_filter: u32,
+    /// /proc/self/oom_score_adj.
+    pub oom_score_adj: i32,
 }
 
 /// Capabilities of a thread (capabilities(7)), a bit for each.

@@ -55,7 +55,7 @@ pub mod flag {
     pub const DONTFORK: u16 = 2;
     /// madvise(MADV_WIPEONFORK): reads zero in a forked child.
     pub const WIPEONFORK: u16 = 4;
-    /// mlock / MAP_LOCKED: locked again at resume.
+    /// mlock(2): locked again at resume.
     pub const LOCKED: u16 = 8;
     /// Region memory that started as a private file mapping; `file` and `offset` say which.
     pub const FROM_FILE: u16 = 16;
@@ -65,6 +65,10 @@ pub mod flag {
     pub const GROWSDOWN: u16 = 64;
     /// Region memory that was asked for as shared: a forked child keeps sharing it.
     pub const SHARED: u16 = 128;
+    /// madvise(MADV_DONTDUMP).
+    pub const DONTDUMP: u16 = 256;
+    /// madvise(MADV_HUGEPAGE).
+    pub const HUGEPAGE: u16 = 512;
 }
 
 /// One run of mapped (or reserved) addresses, as a node of the mapping tree.

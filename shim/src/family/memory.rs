@@ -8,6 +8,7 @@
 //! `zhuque_model::maptree` (the table).
 #![allow(unsafe_code)]
 
+use super::advice::{self, mark};
 use super::{ahead, memory_map, memory_move, spares};
 use crate::control::{self, Lock};
 use crate::gate::{Result64, error, raw};
@@ -63,7 +64,9 @@ pub fn serve(number: i64, a: [u64; 6]) -> Result64 {
         libc::SYS_brk => Ok(brk(&mut memory, a[0])),
         libc::SYS_mremap => memory_move::mremap(&mut memory, a),
         libc::SYS_madvise => madvise(&mut memory, a[0], a[1], a[2] as i32),
-        libc::SYS_process_madvise => process_madvise(a),
+        libc::SYS_process_madvise => advice::process_madvise(a),
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => advice::lock(&mut memory, number, a),
+        libc::SYS_mlockall | libc::SYS_munlockall => advice::lock_all(&mut memory, number, a),
         libc::SYS_remap_file_pages => error(libc::ENOSYS),
         _ => raw(number, a),
     }
@@ -380,6 +383,10 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
         _ => {}
     }
     match (judged(), advice) {
+        (Ok(_), libc::MADV_DONTDUMP) => mark(memory, start, end, flag::DONTDUMP, true),
+        (Ok(_), libc::MADV_DODUMP) => mark(memory, start, end, flag::DONTDUMP, false),
+        (Ok(_), libc::MADV_HUGEPAGE) => mark(memory, start, end, flag::HUGEPAGE, true),
+        (Ok(_), libc::MADV_NOHUGEPAGE) => mark(memory, start, end, flag::HUGEPAGE, false),
         // Shared memory knows less advice than private memory; none of these changes what a program reads.
         (Err(Errno(libc::EINVAL)), libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE | libc::MADV_MERGEABLE) => Ok(0),
         (result, _) => result,
@@ -394,19 +401,9 @@ fn all_anonymous(memory: &Memory, start: u64, end: u64) -> bool {
     })
 }
 
-/// process_madvise(2). Advice that discards is refused, as by kernels before 6.13: its ranges would have to be served one
-/// by one, also where the target is this process by another name.
-fn process_madvise(a: [u64; 6]) -> Result64 {
-    match a[3] as i32 {
-        libc::MADV_COLD | libc::MADV_PAGEOUT | libc::MADV_WILLNEED | MADV_COLLAPSE => raw(libc::SYS_process_madvise, a),
-        _ => error(libc::EINVAL),
-    }
-}
-
 const MADV_WIPEONFORK: i32 = 18;
 const MADV_KEEPONFORK: i32 = 19;
 const MADV_DONTNEED_LOCKED: i32 = 24;
-const MADV_COLLAPSE: i32 = 25;
 
 /// MADV_DONTNEED: region memory reads zero afterwards; mappings of files go back to the file's content.
 fn discard(memory: &mut Memory, start: u64, end: u64, advice: i32) -> Result64 {
@@ -460,20 +457,4 @@ fn each_part(
         at = run.end;
     }
     if hole || at < end { error(libc::ENOMEM) } else { Ok(0) }
-}
-
-/// Sets or clears a flag on a range.
-fn mark(memory: &mut Memory, start: u64, end: u64, bits: u16, on: bool) -> Result64 {
-    memory
-        .tree
-        .update(start, end, |attr| attr.flags = if on { attr.flags | bits } else { attr.flags & !bits })
-        .map_err(full)?;
-    let mut at = start;
-    for run in memory.tree.range(start, end).filter(|run| run.attr.kind != Kind::Headroom) {
-        if run.start > at {
-            break;
-        }
-        at = run.end;
-    }
-    if at < end { error(libc::ENOMEM) } else { Ok(0) }
 }

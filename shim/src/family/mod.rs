@@ -3,6 +3,7 @@
 //! What the gate records while the program runs (memory, signals, threads, ...) has a file of its own here; what is
 //! only asked of the kernel at save, everything behind a descriptor number, is [`descriptors`].
 
+pub mod advice;
 pub mod ahead;
 pub mod clocks;
 pub mod content;
@@ -17,6 +18,7 @@ pub mod memory;
 pub mod memory_files;
 pub mod memory_map;
 pub mod memory_move;
+pub mod owners;
 pub mod processes;
 pub mod recovery;
 pub mod robust;

@@ -5,7 +5,7 @@
 //! something or ends. An exec of the program itself starts a new image in the same region (`exec`).
 #![allow(unsafe_code)]
 
-use super::{exec, fork_child, ids, limits};
+use super::{exec, fork_child, ids, limits, owners};
 use crate::control::{self, Lock};
 use crate::entry::asm::zhuque_clone;
 use crate::gate::{Result64, again, error, raw, wait_call};
@@ -35,6 +35,7 @@ pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
             limits::leave();
             others(slot, number, a)
         }
+        libc::SYS_fcntl | libc::SYS_getsockopt => owners::serve(slot, number, a),
         _ => others(slot, number, a),
     }
 }

@@ -478,6 +478,12 @@ pub fn change_mode(path: &Path, mode: u32) -> Result<(), Errno> {
     check(unsafe { call3(libc::SYS_fchmodat as usize, at, path.pointer(), mode as usize) }).map(|_| ())
 }
 
+/// fchmod(2).
+pub fn change_mode_fd(fd: i32, mode: u32) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    check(unsafe { call2(libc::SYS_fchmod as usize, fd as isize as usize, mode as usize) }).map(|_| ())
+}
+
 /// memfd_create(2).
 pub fn memory_file(name: &Path, flags: u32) -> Result<i32, Errno> {
     // SAFETY: the name is zero-terminated.

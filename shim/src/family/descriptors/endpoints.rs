@@ -6,10 +6,10 @@
 //! closed with unread data does the same). Datagram sockets are connected in a later pass ([`connect_late`]), when
 //! everything that they may be connected to exists. Neighbours: [`super::sockets`] (the save's side).
 
-use super::options;
 use super::placement::Reviving;
 use super::sockets::unix_path;
 use super::{Failure, kind_of};
+use super::{netlink, options};
 use zhuque_abi::journal::{Description, Socket, SocketState};
 use zhuque_sys::Errno;
 use zhuque_sys::fs;
@@ -74,6 +74,9 @@ fn fresh(r: &mut Reviving<'_>, socket: &Socket<'_>) -> Result<i32, Failure> {
             other => other.map_err(failed)?,
         }
     }
+    if options::ours(socket.options, options::LOST).is_some() {
+        netlink::overrun(fd);
+    }
     if socket.state == SocketState::Listening {
         net::listen(fd, socket.backlog).map_err(failed)?;
     }
@@ -92,7 +95,7 @@ fn set_reuse(fd: i32, value: i32) -> Result<(), Errno> {
 fn bind(r: &mut Reviving<'_>, fd: i32, socket: &Socket<'_>) -> Result<(), Errno> {
     let domain = socket.domain as i32;
     if domain == libc::AF_NETLINK {
-        return bind_netlink(fd, socket.local);
+        return netlink::bind(fd, socket.local);
     }
     if let Some(path) = unix_path(socket.local).filter(|_| domain == libc::AF_UNIX) {
         return bind_path(r, fd, socket, &path);
@@ -114,19 +117,6 @@ fn bind(r: &mut Reviving<'_>, fd: i32, socket: &Socket<'_>) -> Result<(), Errno>
         if !wait(r) {
             return Err(Errno(libc::EADDRINUSE));
         }
-    }
-}
-
-/// The number that the program had may be taken: it is the process id by default.
-fn bind_netlink(fd: i32, local: &[u8]) -> Result<(), Errno> {
-    let mut address = [0u8; 12];
-    address.iter_mut().zip(local).for_each(|(to, from)| *to = *from);
-    match net::bind(fd, &address) {
-        Err(Errno(libc::EADDRINUSE)) => {
-            address[4..8].fill(0);
-            net::bind(fd, &address)
-        }
-        other => other,
     }
 }
 

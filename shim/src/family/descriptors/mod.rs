@@ -8,7 +8,7 @@
 //! * [`placement`]: the resume's side of that: numbers, flags, order
 //! * [`thread_files`]: files below /proc/self/task, for which the threads have to exist first
 //! * [`files`] (with [`memfds`]), [`locks`], [`pipes`], [`terminals`] (with [`pseudo_terminals`]), [`sockets`] (with
-//!   [`options`], [`endpoints`], [`letters`]), [`events`] (with [`watches`]): one kind of object each. None of them
+//!   [`options`], [`endpoints`], [`letters`], [`netlink`]), [`events`] (with [`watches`]): one kind of object each. None of them
 //!   imports another; what crosses goes through the table of descriptions.
 //! * [`fdinfo`]: line by line reading of /proc files
 //!
@@ -30,6 +30,7 @@ mod files;
 mod letters;
 mod locks;
 mod memfds;
+mod netlink;
 mod options;
 mod pipes;
 mod placement;

@@ -1,7 +1,7 @@
 //! Options of sockets: which there are, and how they are written down.
 //!
 //! Only what differs from a fresh socket of the same kind is recorded, as level, name, length (u32 each, little
-//! endian) and value. Two things that are no options are recorded in the same form, with the level [`OURS`].
+//! endian) and value. Three things that are no options are recorded in the same form, with the level [`OURS`].
 
 use super::sockets::Kind;
 use zhuque_abi::codec::checksum;
@@ -13,6 +13,8 @@ pub const OURS: u32 = 0x7a71_0000;
 pub const SHUTDOWN: u32 = 1;
 /// Of a socket bound to a path: mode, uid and gid of the file (u32 each).
 pub const SOCKET_FILE: u32 = 2;
+/// Of a netlink socket: messages that were not read are lost (empty).
+pub const LOST: u32 = 3;
 
 const SOCKET: i32 = libc::SOL_SOCKET;
 const SO_SNDBUF: i32 = 7;
@@ -53,6 +55,8 @@ const KNOWN: &[(i32, i32, For)] = &[
     (SOCKET, libc::SO_MARK, For::Internet),
     (SOCKET, libc::SO_RXQ_OVFL, For::Internet),
     (SOCKET, libc::SO_PEEK_OFF, For::All),
+    (SOCKET, libc::SO_DONTROUTE, For::Internet),
+    (SOCKET, 47, For::Internet), // SO_MAX_PACING_RATE
     (SOCKET, libc::SO_BUSY_POLL, For::Internet),
     (SOCKET, libc::SO_ZEROCOPY, For::Internet),
     (libc::IPPROTO_IP, libc::IP_TOS, For::Internet),
@@ -69,6 +73,8 @@ const KNOWN: &[(i32, i32, For)] = &[
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, For::Udp),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, For::Udp),
     (libc::IPPROTO_IP, 49, For::Udp), // IP_MULTICAST_ALL
+    (libc::IPPROTO_IP, libc::IP_MINTTL, For::Internet),
+    (libc::IPPROTO_IP, 20, For::Udp), // IP_RECVORIGDSTADDR
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, For::Version6),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, For::Version6),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, For::Version6),
@@ -80,7 +86,12 @@ const KNOWN: &[(i32, i32, For)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, For::Version6),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, For::Version6),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, For::Version6),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, For::Version6),
+    (libc::IPPROTO_IPV6, 72, For::Version6), // IPV6_ADDR_PREFERENCES
     (libc::IPPROTO_TCP, libc::TCP_NODELAY, For::Tcp),
+    (libc::IPPROTO_TCP, libc::TCP_MAXSEG, For::Tcp),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN, For::Tcp),
+    (libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, For::Tcp),
     (libc::IPPROTO_TCP, libc::TCP_CORK, For::Tcp),
     (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, For::Tcp),
     (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, For::Tcp),

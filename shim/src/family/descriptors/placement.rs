@@ -16,6 +16,8 @@ use zhuque_sys::fs;
 /// Status flags that F_SETFL changes.
 const SETTABLE: u64 = (libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK) as u64;
 const F_SETSIG: i32 = 10;
+/// A thread, which is not there yet: nobody gets the signals rather than another one.
+const F_OWNER_TID: i32 = 0;
 /// Something that is held until the end, or until its partner's description comes.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -105,6 +107,11 @@ impl Reviving<'_> {
         Some((fd, maker))
     }
 
+    /// Whether something is held under `key`.
+    pub fn is_held(&self, key: u64) -> bool {
+        self.held.iter().take(self.held_count).any(|held| held.key == key)
+    }
+
     /// Lets `number` name the description `id` while `act` runs.
     pub fn with_number(
         &self,
@@ -152,8 +159,9 @@ impl Reviving<'_> {
             return Ok(());
         }
         let [kind, id, signal] = description.owner;
-        if id != 0 {
-            let id = if id == self.virtual_pid as i32 { self.pid as i32 } else { id };
+        if id == self.virtual_pid as i32 {
+            let _ = fs::set_owner(home, [kind, self.pid as i32]);
+        } else if id != 0 && kind != F_OWNER_TID {
             let _ = fs::set_owner(home, [kind, id]);
         }
         if signal != 0 {
@@ -275,6 +283,7 @@ fn make_all(r: &mut Reviving<'_>, journal: &[u8]) -> Result<(), Failure> {
         Record::InotifyWatch { .. } => watches::watch(r, record),
         _ => Ok(()),
     })?;
+    terminals::set_modes(r, journal)?;
     for held in r.held.get(..r.held_count).unwrap_or(&[]) {
         let _ = fs::close(held.fd);
     }

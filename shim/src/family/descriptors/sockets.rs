@@ -8,7 +8,7 @@
 
 use super::options::{self, Template};
 use super::table::{Entry, Found, Table};
-use super::{Capture, Failure, kind_of, letters};
+use super::{Capture, Failure, kind_of, letters, netlink};
 use zhuque_abi::journal::{Object, Socket, SocketState};
 use zhuque_sys::Errno;
 use zhuque_sys::fs::{self, Path};
@@ -355,11 +355,14 @@ fn partner(table: &Table<'_>, notes: &mut Notes, seen: &Seen, diagnosis: Option<
     if before % 2 == 1 { Some(seen.inode - 1) } else { Some(seen.inode + 1).filter(|&next| fits(next)) }
 }
 
-/// Entries of our own among the options: how far a stream was shut down, the file of a path.
+/// Entries of our own among the options: how far a stream was shut down, what netlink loses, the file of a path.
 fn extra_options(seen: &Seen, verdict: &Verdict, out: &mut [u8]) -> usize {
     let mut used = 0;
     if verdict.shutdown != 0 {
         used += options::write(out, options::OURS, options::SHUTDOWN, &(verdict.shutdown as u32).to_le_bytes());
+    }
+    if seen.kind.domain == libc::AF_NETLINK && netlink::has_unread(seen.fd) {
+        used += options::write(out, options::OURS, options::LOST, &[]);
     }
     let named = seen.kind.domain == libc::AF_UNIX && is_bound(seen) && verdict.pair == 0;
     let stat = unix_path(seen.local())

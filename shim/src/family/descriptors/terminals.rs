@@ -4,8 +4,8 @@
 //! still names it, or it is a terminal, pipe or socket (a file or /dev/null under another number was more likely
 //! opened by the program itself, and has a path). A resume attaches stdio to what it was given; but a regular file as
 //! standard input is a file like any other (`table`), with its offset. Settings in `termios` are struct termios2 (44
-//! bytes); for a pseudo-terminal struct winsize (8 bytes) and the terminal's number (u32) follow. Neighbour:
-//! [`super::pseudo_terminals`], what such a pair has not read yet.
+//! bytes); for a pseudo-terminal struct winsize (8 bytes), the terminal's number and its [modes](mode) (u32 each) follow.
+//! Neighbour: [`super::pseudo_terminals`], what such a pair has not read yet.
 
 use super::placement::{Reviving, each_record};
 use super::pseudo_terminals::{self, MASTER};
@@ -18,9 +18,19 @@ use zhuque_sys::{net, process, terminal};
 
 const TERMIOS: usize = 44;
 const WINDOW: usize = 8;
-const SETTINGS: usize = TERMIOS + WINDOW + 4;
+const SETTINGS: usize = TERMIOS + WINDOW + 4 + 4;
 /// Held descriptors of masters are found under this plus the number that the program knows.
 const MASTER_KEY: u64 = 1 << 63;
+
+/// Modes of a pseudo-terminal that its settings do not tell (ioctl_tty(2)).
+mod mode {
+    /// Of the master: TIOCPKT.
+    pub const PACKETS: u32 = 1;
+    /// Of the master: TIOCSPTLCK.
+    pub const LOCKED: u32 = 2;
+    /// Of the other side: TIOCEXCL.
+    pub const EXCLUSIVE: u32 = 4;
+}
 
 /// Which of the program's first descriptors this description is, if any.
 pub fn stdio_number(c: &Capture<'_>, found: &Found<'_>) -> Option<u32> {
@@ -88,14 +98,20 @@ pub fn capture_device(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>,
             Err(_) => u32::MAX,
         };
         let window = terminal::window(found.fd).unwrap_or([0; WINDOW]);
-        let parts = termios.iter().chain(window.iter()).copied().chain(number.to_le_bytes());
-        settings.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
-        used = SETTINGS;
         let is_master = terminal::number(found.fd).is_ok();
+        let modes = modes(found.fd, is_master);
+        let parts = termios.iter().chain(window.iter()).copied().chain(number.to_le_bytes());
+        settings.iter_mut().zip(parts.chain(modes.to_le_bytes())).for_each(|(to, from)| *to = from);
+        used = SETTINGS;
         // Somebody else's terminal, or one whose input is at the moment for another group of processes: left alone.
         let stopped = terminal::foreground(found.fd).is_ok() && !in_foreground(found.fd);
         if is_master || (has_master(table, number) && !stopped) {
+            // In packets, each read would have a byte in front.
+            let packets = modes & mode::PACKETS != 0 && terminal::tell_changes(found.fd, false).is_ok();
             unread = pseudo_terminals::take(found.fd, Some(&termios).filter(|_| !is_master), c.scratch);
+            if packets {
+                let _ = terminal::tell_changes(found.fd, true);
+            }
         }
     }
     let termios = settings.get(..used).unwrap_or(&[]);
@@ -111,6 +127,37 @@ pub fn capture_device(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>,
         }
         Err(_) => found.describe(c.put, Object::Unsupported { what: link }),
     }
+}
+
+fn modes(fd: i32, is_master: bool) -> u32 {
+    let bit = |on: Result<bool, Errno>, bit: u32| if on == Ok(true) { bit } else { 0 };
+    match is_master {
+        true => bit(terminal::tells_changes(fd), mode::PACKETS) | bit(terminal::is_locked(fd), mode::LOCKED),
+        false => bit(terminal::is_exclusive(fd), mode::EXCLUSIVE),
+    }
+}
+
+/// Sets the modes of the pseudo-terminals that the program has made: some would be in the way before all are open.
+pub fn set_modes(r: &Reviving<'_>, journal: &[u8]) -> Result<(), Failure> {
+    each_record(journal, &mut |record| {
+        let Record::Description(Description { id, object: Object::Device { termios, .. }, .. }) = record else {
+            return Ok(());
+        };
+        let (fd, modes) = (r.home(*id), word_in(termios, TERMIOS + WINDOW + 4).unwrap_or(0));
+        if fd < 0 || modes == 0 || !number_in(termios).is_some_and(|n| r.is_held(MASTER_KEY | u64::from(n))) {
+            return Ok(());
+        }
+        if modes & mode::PACKETS != 0 {
+            let _ = terminal::tell_changes(fd, true);
+        }
+        if modes & mode::LOCKED != 0 {
+            let _ = terminal::set_locked(fd, true);
+        }
+        if modes & mode::EXCLUSIVE != 0 {
+            let _ = terminal::make_exclusive(fd);
+        }
+        Ok(())
+    })
 }
 
 fn devices<'t>(table: &Table<'t>) -> impl Iterator<Item = i32> + use<'t> {
@@ -171,7 +218,11 @@ pub fn revive_stdio(r: &mut Reviving<'_>, description: &Description<'_>) -> Resu
 }
 
 fn number_in(termios: &[u8]) -> Option<u32> {
-    termios.get(TERMIOS + WINDOW..)?.first_chunk::<4>().map(|b| u32::from_le_bytes(*b)).filter(|&n| n != u32::MAX)
+    word_in(termios, TERMIOS + WINDOW).filter(|&n| n != u32::MAX)
+}
+
+fn word_in(termios: &[u8], at: usize) -> Option<u32> {
+    termios.get(at..)?.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
 /// Makes the masters of pseudo-terminals before anything else, so that their other sides can be opened.
@@ -207,7 +258,7 @@ fn make_master(r: &mut Reviving<'_>, journal: &[u8], number: u32) -> Result<(), 
             return Ok(());
         }
         let fd = pseudo_terminals::master(r, number, *flags as i32 & (libc::O_ACCMODE | libc::O_NONBLOCK))?;
-        let _ = terminal::unlock(fd);
+        let _ = terminal::set_locked(fd, false);
         let typed = typed(journal, number);
         if let Some(settings) = termios.first_chunk().filter(|_| *closed || !data.is_empty() || !typed.is_empty()) {
             pseudo_terminals::put_back(fd, settings, typed, data)
