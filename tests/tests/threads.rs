@@ -1,7 +1,14 @@
 //! Threads: sharing, waiting, being born, ending, being cancelled.
 
-use std::time::Duration;
-use zhuque_tests::{Guest, check_lives};
+use nix::sys::ptrace::{self, Event, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use zhuque_tests::command::{PATIENCE, SAVED, until};
+use zhuque_tests::{Guest, Store, check_lives, digest};
 
 #[test]
 fn threads_share_and_wait_for_each_other() {
@@ -27,4 +34,50 @@ fn cancelled_threads_clean_up() {
 #[test]
 fn robust_mutexes_are_inherited() {
     check_lives(&Guest::c("robust"), 4);
+}
+
+/// The kernel clears words and marks mutexes when threads end: of what is saved it changes nothing.
+#[test]
+fn nothing_changes_at_the_end_of_a_saved_program() {
+    let store = Store::new();
+    for (name, words) in [("threads", ["16", "1000000"]), ("robust", ["100000", "1"])] {
+        let guest = Guest::c(name);
+        let mut command = store.zhuque("run");
+        command.args(["-n", name, "--"]).arg(&guest.program).args(words);
+        let mut launcher = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run");
+        let running = || store.find(name).filter(|region| region.state == "running");
+        let pid = Pid::from_raw(until(PATIENCE, running).expect("it runs").pid);
+        let options = Options::PTRACE_O_TRACEEXIT | Options::PTRACE_O_TRACECLONE;
+        std::thread::sleep(Duration::from_millis(100));
+        tasks(pid).into_iter().for_each(|tid| ptrace::seize(tid, options).expect("trace it"));
+        kill(pid, Signal::SIGPWR).expect("the power fails");
+        let ended = stop_at_their_ends(pid);
+        let before = digest::of(&store.region(name));
+        assert!(ended.len() > 1, "one thread only: nothing was tested");
+        ended.iter().for_each(|&tid| ptrace::detach(tid, None).expect("let it end"));
+        assert_eq!(launcher.wait().expect("its end").code(), Some(SAVED));
+        assert_eq!(digest::difference(&before, &digest::of(&store.region(name))), None, "{name}");
+        assert_eq!(store.call("rm", &[name]).status, 0);
+    }
+}
+
+fn tasks(pid: Pid) -> Vec<Pid> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).expect("threads").flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw)).collect()
+}
+
+/// Lets a traced program go on until each of its threads is about to end; which those are.
+fn stop_at_their_ends(pid: Pid) -> Vec<Pid> {
+    let (mut ended, end) = (Vec::new(), Instant::now() + PATIENCE);
+    while ended.len() < tasks(pid).len() {
+        assert!(Instant::now() < end, "{pid} does not end");
+        match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG)).expect("wait")
+        {
+            WaitStatus::PtraceEvent(tid, _, event) if event == Event::PTRACE_EVENT_EXIT as i32 => ended.push(tid),
+            WaitStatus::PtraceEvent(tid, ..) => ptrace::cont(tid, None).expect("go on"),
+            WaitStatus::Stopped(tid, signal) => ptrace::cont(tid, signal).expect("go on"),
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    ended
 }
