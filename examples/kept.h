@@ -1,7 +1,8 @@
 /* What becomes of kernel objects in a power failure, property by property: a guest sets objects up, looks at each
  * property, waits, and looks again. From what the looks have found, `tests/tests/objects.rs` makes launcher/OBJECTS.md.
  *
- * GUEST          a moment's wait; each property must be as it was, or as `instead` says
+ * GUEST          a moment's wait; each property must be as it was, or as `instead` says. Prints those that must be as
+ *                natively
  * GUEST table    waits for one failure (SIGPWR), and prints what was found: object, property, before, after, and why it
  *                is not as it was, with tabs between */
 #ifndef KEPT_H
@@ -15,6 +16,7 @@ enum { PROPERTIES = 128, TEXT = 80 };
 static struct {
     const char *object, *name, *instead, *why;
     char text[2][TEXT];
+    int differs;
 } properties[PROPERTIES];
 static int noted, looks;
 static volatile sig_atomic_t failed;
@@ -33,7 +35,10 @@ __attribute__((format(printf, 3, 4))) static void note(const char *object, const
 }
 
 /* Why the one that was noted last is not as natively. */
-__attribute__((unused)) static void because(const char *why) { properties[noted - 1].why = why; }
+__attribute__((unused)) static void because(const char *why) {
+    properties[noted - 1].differs = 1;
+    properties[noted - 1].why = why;
+}
 
 /* The one that was noted last is like this after a failure, and why. */
 __attribute__((unused)) static void instead(const char *text, const char *why) {
@@ -56,6 +61,7 @@ __attribute__((unused)) static void holds(const char *object, const char *name, 
 /* An object that cannot be had, by the error of the call that would make it. */
 __attribute__((unused)) static void refused(const char *object, long result) {
     note(object, "can be made", result >= 0 ? "yes" : "refused: %s", strerrorname_np(errno));
+    because(NULL);
 }
 
 static void on_failure(int number) {
@@ -91,7 +97,8 @@ static int keep(int count, char **values, void (*set_up)(void), void (*look)(voi
         const char *why = properties[i].why ? properties[i].why : "";
         if (table) printf("%s\t%s\t%s\t%s\t%s\n", properties[i].object, properties[i].name, before, after, why);
     }
-    if (!table) printf("%d properties\n", noted);
+    for (int i = 0; i < noted && !table; i++)
+        if (!properties[i].differs) printf("%s, %s: %s\n", properties[i].object, properties[i].name, properties[i].text[0]);
     return 0;
 }
 

@@ -136,6 +136,7 @@ static void look_at_descriptors(void) {
     holds("open file", "time of its last change", memcmp(&now.st_mtim, &touched[0], sizeof touched[0]) == 0);
     holds("open file", "inode", now.st_ino == at_first[0].st_ino);
     note("open file", "owner for signals (F_SETOWN)", "%s", fcntl(signalled, F_GETOWN) == getpid() ? "itself" : "none");
+    holds("open file", "owner, by F_GETOWN itself", syscall(SYS_fcntl, signalled, F_GETOWN) == getpid());
     note("open file", "signal of its own (F_SETSIG)", "SIGRTMIN + %d", fcntl(signalled, F_GETSIG) - SIGRTMIN);
     int lease = fcntl(leased, F_GETLEASE);
     note("open file", "lease", "%s", lease == F_RDLCK ? "for reading" : lease == F_UNLCK ? "none" : strerrorname_np(errno));

@@ -145,9 +145,13 @@ static void look_at_the_rest(void) {
     note("memory", "that grows down (MAP_GROWSDOWN)", "%s", growing == MAP_FAILED ? "refused" : smaps(growing, "VmFlags", " gd") ? "yes" : "no");
     because("it does not grow: the first thread's stack has its room from the beginning");
     note("memory", "keys of protection (pkey_alloc)", "%s", key >= 0 ? "yes" : "refused");
+    because(NULL);
     note("memory", "pages of hugetlbfs", "%s", is_hugetlb == 0 ? "yes" : "refused");
+    because(NULL);
     note("memory", "sealed (mseal)", "%s", sealed == 0 ? "yes" : "refused");
+    because(NULL);
     note("memory", "hidden (memfd_secret)", "%s", secret >= 0 ? "yes" : "refused");
+    because(NULL);
 }
 
 static void look(void) {

@@ -69,13 +69,13 @@ static const struct option of_all[] = {
     {"SO_KEEPALIVE", SOL_SOCKET, SO_KEEPALIVE, 1}, {"SO_REUSEPORT", SOL_SOCKET, SO_REUSEPORT, 1},
     {"SO_RCVLOWAT", SOL_SOCKET, SO_RCVLOWAT, 3}, {"SO_TIMESTAMP", SOL_SOCKET, SO_TIMESTAMP, 1},
     {"SO_OOBINLINE", SOL_SOCKET, SO_OOBINLINE, 1}, {"SO_DONTROUTE", SOL_SOCKET, SO_DONTROUTE, 1},
-    {"SO_PRIORITY", SOL_SOCKET, SO_PRIORITY, 4}, {"SO_BUSY_POLL", SOL_SOCKET, SO_BUSY_POLL, 0},
+    {"SO_PRIORITY", SOL_SOCKET, SO_PRIORITY, 4}, {"SO_MAX_PACING_RATE", SOL_SOCKET, SO_MAX_PACING_RATE, 123456},
 };
 static const struct option of_tcp[] = {
     {"TCP_NODELAY", IPPROTO_TCP, TCP_NODELAY, 1}, {"TCP_KEEPIDLE", IPPROTO_TCP, TCP_KEEPIDLE, 77},
     {"TCP_KEEPINTVL", IPPROTO_TCP, TCP_KEEPINTVL, 13}, {"TCP_KEEPCNT", IPPROTO_TCP, TCP_KEEPCNT, 5},
     {"TCP_DEFER_ACCEPT", IPPROTO_TCP, TCP_DEFER_ACCEPT, 7}, {"TCP_SYNCNT", IPPROTO_TCP, TCP_SYNCNT, 3},
-    {"TCP_USER_TIMEOUT", IPPROTO_TCP, TCP_USER_TIMEOUT, 4321}, {"TCP_MAXSEG", IPPROTO_TCP, TCP_MAXSEG, 1000},
+    {"TCP_USER_TIMEOUT", IPPROTO_TCP, TCP_USER_TIMEOUT, 4321},
     {"TCP_LINGER2", IPPROTO_TCP, TCP_LINGER2, 17}, {"TCP_WINDOW_CLAMP", IPPROTO_TCP, TCP_WINDOW_CLAMP, 30000},
     {"TCP_NOTSENT_LOWAT", IPPROTO_TCP, TCP_NOTSENT_LOWAT, 9000}, {"TCP_FASTOPEN", IPPROTO_TCP, TCP_FASTOPEN, 6},
     {"TCP_THIN_LINEAR_TIMEOUTS", IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1},
@@ -85,6 +85,7 @@ static const struct option of_ip[] = {
     {"IP_MULTICAST_TTL", IPPROTO_IP, IP_MULTICAST_TTL, 4}, {"IP_MULTICAST_LOOP", IPPROTO_IP, IP_MULTICAST_LOOP, 0},
     {"IP_RECVTOS", IPPROTO_IP, IP_RECVTOS, 1}, {"IP_RECVTTL", IPPROTO_IP, IP_RECVTTL, 1},
     {"IP_MTU_DISCOVER", IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE}, {"IP_RECVERR", IPPROTO_IP, IP_RECVERR, 1},
+    {"IP_MINTTL", IPPROTO_IP, IP_MINTTL, 2}, {"IP_RECVORIGDSTADDR", IPPROTO_IP, IP_RECVORIGDSTADDR, 1},
     {"IP_FREEBIND", IPPROTO_IP, IP_FREEBIND, 1}, {"SO_BROADCAST", SOL_SOCKET, SO_BROADCAST, 1},
 };
 static const struct option of_ip6[] = {
@@ -92,6 +93,7 @@ static const struct option of_ip6[] = {
     {"IPV6_MULTICAST_HOPS", IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 5}, {"IPV6_RECVPKTINFO", IPPROTO_IPV6, IPV6_RECVPKTINFO, 1},
     {"IPV6_RECVHOPLIMIT", IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1}, {"IPV6_MTU_DISCOVER", IPPROTO_IPV6, IPV6_MTU_DISCOVER, 2},
     {"IPV6_RECVTCLASS", IPPROTO_IPV6, IPV6_RECVTCLASS, 1}, {"IPV6_RECVERR", IPPROTO_IPV6, IPV6_RECVERR, 1},
+    {"IPV6_DONTFRAG", IPPROTO_IPV6, IPV6_DONTFRAG, 1}, {"IPV6_ADDR_PREFERENCES", IPPROTO_IPV6, 72, 2},
     {"IPV6_MULTICAST_LOOP", IPPROTO_IPV6, IPV6_MULTICAST_LOOP, 0},
 };
 #define EACH(all) all, (int)(sizeof all / sizeof *all)
@@ -181,6 +183,8 @@ static void set_up(void) {
     (void)setsockopt(inbox[0], IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group);
     struct linger linger = {1, 9};
     struct timeval time = {4, 0};
+    int segment = 1000;
+    CHECK(setsockopt(fresh[0], IPPROTO_TCP, TCP_MAXSEG, &segment, sizeof segment) == 0);
     CHECK(setsockopt(fresh[0], SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0);
     CHECK(setsockopt(fresh[0], SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time) == 0);
     (void)setsockopt(fresh[0], IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
@@ -330,6 +334,11 @@ static void look_at_more_options(void) {
     char name[32] = {0}, device[IFNAMSIZ] = {0};
     socklen_t length = sizeof linger;
     CHECK(getsockopt(fresh[0], SOL_SOCKET, SO_LINGER, &linger, &length) == 0);
+    int segment = -1;
+    length = sizeof segment;
+    CHECK(getsockopt(fresh[0], IPPROTO_TCP, TCP_MAXSEG, &segment, &length) == 0);
+    note("option", "TCP_MAXSEG", "%s", segment == 1000 ? "1000" : "not 1000");
+    instead("not 1000", "the kernel does not tell what was set from what it has found out");
     note("option", "SO_LINGER", "%d, %d", linger.l_onoff, linger.l_linger);
     length = sizeof time;
     CHECK(getsockopt(fresh[0], SOL_SOCKET, SO_RCVTIMEO, &time, &length) == 0);
@@ -349,6 +358,19 @@ static void look_at_more_options(void) {
     instead("no", "the kernel does not say which groups a socket has joined");
 }
 
+/* Passes over what belongs to other requests. */
+static int asked_again(void) {
+    struct {
+        struct nlmsghdr head;
+        struct rtgenmsg body;
+    } links = {{sizeof links, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 78, 0}, {AF_UNSPEC}};
+    struct nlmsghdr reply[4096];
+    CHECK(send(asked, &links, sizeof links, 0) == sizeof links);
+    for (int i = 0; i < 16; i++)
+        if (recv(asked, reply, sizeof reply, MSG_DONTWAIT) > 0 && reply->nlmsg_seq == 78) return reply->nlmsg_type == RTM_NEWLINK;
+    return 0;
+}
+
 static void look_at_netlink(void) {
     struct sockaddr_nl at;
     socklen_t length = sizeof at;
@@ -361,6 +383,7 @@ static void look_at_netlink(void) {
     if (got == -1 && errno == ENOBUFS) lost = 1;
     note("netlink socket", "a reply that waits", "%s", lost ? "ENOBUFS" : got > 0 ? "there" : "gone");
     instead("ENOBUFS", "the kernel's messages cannot be put back: netlink(7) has that error for those that are lost");
+    holds("netlink socket", "is asked again", !lost || asked_again() || asked_again());
     struct ifaddrs *all = NULL;
     /* Its reply may be lost, too: netlink is asked again then. */
     int found = getifaddrs(&all) == 0 || (errno == ENOBUFS && getifaddrs(&all) == 0);

@@ -146,6 +146,7 @@ static void look_at_mutexes(void) {
     int got = made_inheriting ? made_inheriting : pthread_mutex_lock(&inheriting);
     if (got == 0) CHECK(pthread_mutex_unlock(&inheriting) == 0);
     note("mutex", "with priority inheritance", "%s%s", got ? "refused: " : "yes", got ? strerrorname_np(got) : "");
+    because(NULL);
     holds("read-write lock", "held for reading", pthread_rwlock_trywrlock(&lock) == EBUSY && pthread_rwlock_tryrdlock(&lock) == 0);
     CHECK(pthread_rwlock_unlock(&lock) == 0 && sem_getvalue(&posted, &value) == 0);
     note("semaphore (sem_init)", "value", "%d", value);

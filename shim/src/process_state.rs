@@ -15,6 +15,7 @@ use core::arch::x86_64::{__cpuid_count, _xgetbv};
 use core::sync::atomic::Ordering;
 use zhuque_abi::header::Header;
 use zhuque_abi::journal::{Process, Record};
+use zhuque_abi::life::{CHOSEN, Life, UNKNOWN};
 use zhuque_abi::maps::Kind;
 use zhuque_abi::slot::{SigInfo, Slot};
 use zhuque_model::maptree::MapTree;
@@ -144,8 +145,8 @@ pub fn describe(journal: &mut Journal, scratch: &mut [u8], descriptors: [u64; 2]
         capabilities: credentials::capabilities(),
         session: crate::family::ids::shown(call(libc::SYS_getsid)),
         group: crate::family::ids::shown(call(libc::SYS_getpgrp)),
-        coredump_filter: proc_number(COREDUMP_FILTER, 16).map_or(0, |value| value as u32),
-        oom_score_adj: proc_number(OOM_SCORE, 10).map_or(0, |value| value as i32),
+        coredump_filter: chosen(0),
+        oom_score_adj: chosen(1),
         // SAFETY: everything stands still.
         membarrier: unsafe { (*control::globals()).membarrier.load(Ordering::Relaxed) },
     }))?;
@@ -192,8 +193,22 @@ fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {
     journal.put(&Record::IntervalTimer { which, value_ns, interval_ns })
 }
 
-const COREDUMP_FILTER: &[u8] = b"/proc/self/coredump_filter";
-const OOM_SCORE: &[u8] = b"/proc/self/oom_score_adj";
+/// Attributes that a file of /proc holds, with the base of the number there. Of each, [`Life::began_with`] says what the life
+/// began with: what whoever resumes has chosen stays, unless the program has chosen something else.
+const FILES: [(&[u8], u32); 2] = [(b"/proc/self/coredump_filter", 16), (b"/proc/self/oom_score_adj", 10)];
+/// At the beginning of a life, or of an image that was executed in it.
+pub fn note_beginning(life: &mut Life, executed: bool) {
+    for (value, (path, base)) in life.began_with.iter_mut().zip(FILES) {
+        *value = if executed { CHOSEN } else { proc_number(path, base).unwrap_or(UNKNOWN) };
+    }
+}
+
+/// What the program has chosen, if it has.
+fn chosen(which: usize) -> Option<i64> {
+    let (path, base) = *FILES.get(which)?;
+    let before = *control::life().began_with.get(which)?;
+    proc_number(path, base).filter(|value| before != UNKNOWN && *value != before)
+}
 
 /// The number that a file of /proc holds.
 fn proc_number(path: &[u8], base: u32) -> Option<i64> {
@@ -208,10 +223,8 @@ fn proc_number(path: &[u8], base: u32) -> Option<i64> {
 }
 
 /// Writes a number (of one that holds another) to a file of /proc. What this user may not set is left as it is.
-fn set_proc_number(path: &[u8], base: u32, wanted: i64) {
-    if proc_number(path, base) == Some(wanted) {
-        return;
-    }
+fn set_proc_number((path, base): (&[u8], u32), wanted: Option<i64>) {
+    let Some(wanted) = wanted.filter(|_| proc_number(path, base) != wanted) else { return };
     let mut name = fs::Path::new();
     name.push(path);
     let Ok(fd) = fs::open_at(libc::AT_FDCWD, &name, libc::O_WRONLY | libc::O_CLOEXEC, 0) else { return };
@@ -337,8 +350,8 @@ pub fn revive(process_record: &Process<'_>) -> Result<(), Failure> {
     show_saved_arguments(process_record.arguments);
     enter_directory(process_record.cwd)?;
     fs::umask(process_record.umask);
-    set_proc_number(COREDUMP_FILTER, 16, process_record.coredump_filter.into());
-    set_proc_number(OOM_SCORE, 10, process_record.oom_score_adj.into());
+    set_proc_number(FILES[0], process_record.coredump_filter);
+    set_proc_number(FILES[1], process_record.oom_score_adj);
     // SAFETY: these options take no pointers.
     unsafe {
         let _ = process::prctl(libc::PR_SET_TIMERSLACK, process_record.prctls[0] as usize, 0, 0, 0);

@@ -88,6 +88,7 @@ fn set_life(args: &ResumeArgs) {
         life.pid_before = (*control::header()).pid.load(Ordering::Relaxed);
         // No round is one of the life before: a thread that was on its way out of a stop then does not wait for it now.
         life.round.store((life.generation as u32) << 24, Ordering::Release);
+        process_state::note_beginning(life, false);
         life.ready.store(1, Ordering::Release);
     }
     vdso::set_life(&args.vdso);
@@ -142,6 +143,7 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             process_state::raise_limit(resource, hard);
         }
     }
+    family::advice::revive();
     if let Some(saved) = &saved {
         credentials::revive(saved, args.force != 0)?;
     }
@@ -167,7 +169,6 @@ fn before_commit(args: &ResumeArgs) -> Result<(), Failure> {
             _ => {}
         }
     }
-    family::advice::revive();
     if let Some(saved) = &saved {
         process_state::revive_protection(saved);
     }

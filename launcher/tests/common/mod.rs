@@ -212,8 +212,8 @@ pub fn small_journal() -> Vec<u8> {
             session: 1,
             group: 1,
             membarrier: 0,
-            coredump_filter: 0,
-            oom_score_adj: 0,
+            coredump_filter: None,
+            oom_score_adj: None,
             capabilities: Default::default(),
         }),
         Record::Description(Description {

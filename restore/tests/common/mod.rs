@@ -54,8 +54,8 @@ pub fn process<'a>(exe: &'a [u8], identity: [u64; 4], arguments: &'a [u8]) -> Pr
         session: 1,
         group: 1,
         membarrier: 0,
-        coredump_filter: 0,
-        oom_score_adj: 0,
+        coredump_filter: None,
+        oom_score_adj: None,
         capabilities: Default::default(),
     }
 }

@@ -214,10 +214,10 @@ pub struct Process<'a> {
     pub group: u32,
     /// Registrations of membarrier(2).
     pub membarrier: u32,
-    /// /proc/self/coredump_filter.
-    pub coredump_filter: u32,
-    /// /proc/self/oom_score_adj.
-    pub oom_score_adj: i32,
+    /// /proc/self/coredump_filter, if the program has chosen it.
+    pub coredump_filter: Option<i64>,
+    /// /proc/self/oom_score_adj, the same.
+    pub oom_score_adj: Option<i64>,
 }
 
 /// Capabilities of a thread (capabilities(7)), a bit for each.

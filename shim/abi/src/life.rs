@@ -184,7 +184,15 @@ pub struct Life {
     pub stale_table: AtomicU32,
     /// The process id in the life before.
     pub pid_before: u32,
+    /// What attributes were at its beginning that a file of /proc holds: coredump_filter, oom_score_adj. [`UNKNOWN`],
+    /// [`CHOSEN`]: see there.
+    pub began_with: [i64; 2],
 }
+
+/// In [`Life::began_with`]: it cannot be read.
+pub const UNKNOWN: i64 = i64::MIN;
+/// In [`Life::began_with`]: whatever it is now, the program may have chosen it (before an exec).
+pub const CHOSEN: i64 = i64::MIN + 1;
 
 /// Instruction of a resume's mapping step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,7 +55,7 @@ pub mod flag {
     pub const DONTFORK: u16 = 2;
     /// madvise(MADV_WIPEONFORK): reads zero in a forked child.
     pub const WIPEONFORK: u16 = 4;
-    /// mlock(2): locked again at resume.
+    /// mlock(2), MAP_LOCKED: locked again at resume.
     pub const LOCKED: u16 = 8;
     /// Region memory that started as a private file mapping; `file` and `offset` say which.
     pub const FROM_FILE: u16 = 16;

@@ -459,6 +459,7 @@ fn finish(boot: &Boot, mask: u64) {
         header.outside = crate::outside::lead as *const () as u64;
         [header.exit_first, header.exit_end] = place::last_of_thread();
         crate::outside::note_life(header);
+        process_state::note_beginning(&mut *control::life_mut(), boot.executed != 0);
         if header.created_ns == 0 {
             header.created_ns = time::now(libc::CLOCK_REALTIME) as u64;
         }

@@ -307,10 +307,12 @@ fn protect_run(memory: &mut Memory, run: Mapping, prot: u64) -> Result<(), Errno
     match run.attr.kind {
         Kind::Reserve if prot != 0 => {
             fresh_slices(run.start, run.end, prot, libc::MAP_FIXED)?;
+            advice::again(run.start, run.end, run.attr.flags);
             attr = region(prot, run.attr.flags);
         }
         Kind::FilePrivate if prot & PROT_WRITE != 0 => {
             copy_into_region(run.start, run.end, run.attr.prot.into(), prot)?;
+            advice::again(run.start, run.end, run.attr.flags);
             attr.kind = Kind::Region;
             attr.flags = attr.flags & !flag::PATCHED | flag::FROM_FILE;
         }
@@ -382,11 +384,13 @@ fn madvise(memory: &mut Memory, address: u64, bytes: u64, advice: i32) -> Result
         102 | 103 => return error(libc::EINVAL),
         _ => {}
     }
-    match (judged(), advice) {
-        (Ok(_), libc::MADV_DONTDUMP) => mark(memory, start, end, flag::DONTDUMP, true),
-        (Ok(_), libc::MADV_DODUMP) => mark(memory, start, end, flag::DONTDUMP, false),
-        (Ok(_), libc::MADV_HUGEPAGE) => mark(memory, start, end, flag::HUGEPAGE, true),
-        (Ok(_), libc::MADV_NOHUGEPAGE) => mark(memory, start, end, flag::HUGEPAGE, false),
+    let result = match advice {
+        libc::MADV_DONTDUMP | libc::MADV_DODUMP | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE => {
+            advice::advise(memory, start, end, advice)
+        }
+        _ => judged(),
+    };
+    match (result, advice) {
         // Shared memory knows less advice than private memory; none of these changes what a program reads.
         (Err(Errno(libc::EINVAL)), libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE | libc::MADV_MERGEABLE) => Ok(0),
         (result, _) => result,

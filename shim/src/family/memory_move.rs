@@ -1,6 +1,7 @@
 //! mremap(2). Since the offset in the slice *is* the address, a move of region memory is a copy of what has content.
 #![allow(unsafe_code)]
 
+use super::advice;
 use super::content::extents;
 use super::memory::{Memory, fresh_slices, full, not_ours, range, slice_fd, unmap};
 use crate::control;
@@ -103,7 +104,10 @@ fn grow(memory: &mut Memory, run: Mapping, new_end: u64) -> Result<bool, Errno> 
         return Ok(false);
     }
     match run.attr.kind {
-        Kind::Region => fresh_slices(run.end, new_end, u64::from(run.attr.prot), libc::MAP_FIXED_NOREPLACE)?,
+        Kind::Region => {
+            fresh_slices(run.end, new_end, u64::from(run.attr.prot), libc::MAP_FIXED_NOREPLACE)?;
+            advice::again(run.end, new_end, run.attr.flags);
+        }
         // SAFETY: the program's own mapping, extended into free addresses by the kernel's rules.
         _ => match unsafe { mm::mremap(run.start, run.end - run.start, new_end - run.start, 0, 0) } {
             Ok(_) => {}
@@ -122,6 +126,7 @@ fn relocate(memory: &mut Memory, run: Mapping, target: u64, bytes: u64, keep: bo
     if run.attr.kind == Kind::Region {
         let prot = u64::from(run.attr.prot);
         fresh_slices(target, end, prot, libc::MAP_FIXED_NOREPLACE)?;
+        advice::again(target, end, run.attr.flags);
         if let Err(e) = copy_content(run.start, target, moved) {
             let _ = memory.tree.set(target, end, run.attr);
             let _ = unmap(memory, target, end);

@@ -16,10 +16,11 @@ const HOLDER: u64 = 24;
 
 /// fcntl(2) and getsockopt(2).
 pub fn serve(slot: &mut Slot, number: i64, a: [u64; 6]) -> Result64 {
-    if control::life().generation == 0 || slot.borrowed > 0 {
-        return wait_call(slot, number, a);
-    }
+    let first_life = control::life().generation == 0 || slot.borrowed > 0;
     match number {
+        // A group of a low number would look like an error, also natively; but never like one that only the kernel knows.
+        libc::SYS_fcntl if a[1] as i32 == libc::F_GETOWN => owner(slot, a[0]),
+        _ if first_life => wait_call(slot, number, a),
         libc::SYS_getsockopt => peer(slot, a),
         _ => fcntl(slot, a),
     }
@@ -30,10 +31,12 @@ fn fcntl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
     let mut call = |argument: u64| wait_call(slot, libc::SYS_fcntl, [fd, command, argument, 0, 0, 0]);
     match command as i32 {
         libc::F_SETOWN => call(ids::real(argument as i32) as u64),
-        libc::F_GETOWN => call(argument).map(|owner| shown(owner as i32) as u64),
         F_SETOWN_EX => {
             // SAFETY: struct f_owner_ex: two integers.
-            let [kind, id] = unsafe { user::read::<[i32; 2]>(argument) }?;
+            let Ok([kind, id]) = (unsafe { user::read::<[i32; 2]>(argument) }) else {
+                // The kernel says what is wrong first.
+                return call(argument);
+            };
             let owner = [kind, ids::real(id)];
             call(owner.as_ptr() as u64)
         }
@@ -47,11 +50,27 @@ fn fcntl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
         }
         libc::F_GETLK | libc::F_OFD_GETLK => {
             let result = call(argument)?;
-            show(argument + HOLDER)?;
+            // SAFETY: the kernel has just written a struct flock there, which begins with its kind.
+            let kind = unsafe { user::read::<i16>(argument) }?;
+            if i32::from(kind) != libc::F_UNLCK {
+                show(argument + HOLDER)?;
+            }
             Ok(result)
         }
         _ => call(argument),
     }
+}
+
+/// F_GETOWN: a group's number is negative.
+fn owner(slot: &mut Slot, fd: u64) -> Result64 {
+    /// F_OWNER_PGRP.
+    const GROUP: i32 = 2;
+    let owner = [0i32; 2];
+    wait_call(slot, libc::SYS_fcntl, [fd, F_GETOWN_EX as u64, &raw const owner as u64, 0, 0, 0])?;
+    // SAFETY: the kernel has written it.
+    let [kind, id] = unsafe { core::ptr::read_volatile(&owner) };
+    let id = i64::from(if slot.borrowed > 0 { id } else { shown(id) });
+    Ok(if kind == GROUP { -id } else { id } as u64)
 }
 
 fn peer(slot: &mut Slot, a: [u64; 6]) -> Result64 {
@@ -73,10 +92,10 @@ fn show(address: u64) -> Result<(), zhuque_sys::Errno> {
     unsafe { user::write(address, &shown(id)) }
 }
 
-/// The program's id for one of the kernel's: of the process, of one of its threads, or (negative) of a group.
+/// The program's id for one of the kernel's: of the process, or of one of its threads. What is not positive is none.
 fn shown(id: i32) -> i32 {
-    if id < 0 {
-        return -(ids::shown(id.unsigned_abs()) as i32);
+    if id <= 0 {
+        return id;
     }
     let id = id as u32;
     ids::virtual_thread(id).unwrap_or_else(|| ids::shown(id)) as i32

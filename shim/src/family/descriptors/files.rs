@@ -255,8 +255,8 @@ fn keep(
             Err(Errno(libc::EEXIST)) => continue,
             other => other.map_err(|e| Failure::about(link).text(b"cannot be kept: ").errno(e))?,
         };
-        let copied = copy_content(table, found.fd, to, stat.st_size as u64, c.file_sync);
         let _ = fs::change_mode_fd(to, stat.st_mode & 0o7777);
+        let copied = copy_content(table, found.fd, to, stat.st_size as u64, c.file_sync);
         let _ = fs::close(to);
         copied.map_err(|e| {
             let _ = fs::unlink_at(directory, &name);

@@ -6,8 +6,9 @@
 use zhuque_sys::Errno;
 use zhuque_sys::net;
 
-/// struct nlmsghdr of a request that does nothing (NLMSG_NOOP), and is acknowledged (NLM_F_REQUEST | NLM_F_ACK).
-const NOTHING: [u8; 16] = [16, 0, 0, 0, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// struct nlmsghdr of a request that does nothing (NLMSG_NOOP), and is acknowledged (NLM_F_REQUEST | NLM_F_ACK). Its sequence
+/// number is one that nobody uses: for libmnl an answer to number 0 would be one to any request.
+const NOTHING: [u8; 16] = [16, 0, 0, 0, 1, 0, 5, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 /// More acknowledgements than fit into the smallest buffer (SOCK_MIN_RCVBUF in include/net/sock.h).
 const MOST: usize = 64;
 
@@ -30,8 +31,8 @@ pub fn bind(fd: i32, local: &[u8]) -> Result<(), Errno> {
 }
 
 /// Lets its buffer run over, by answers of the kernel that nobody needs: the next read gives ENOBUFS. The few that have
-/// fit in wait behind that; they belong to no request (number 0), so whoever reads replies passes over them. A protocol
-/// that takes no such requests stays as it is.
+/// fit in wait behind that; whoever reads replies passes over them, since they belong to no request of his. A protocol that
+/// takes no such requests stays as it is.
 pub fn overrun(fd: i32) {
     let before = net::option_number(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).unwrap_or(0);
     let resize = |bytes: i32| net::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes.to_ne_bytes());

@@ -89,7 +89,6 @@ const KNOWN: &[(i32, i32, For)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, For::Version6),
     (libc::IPPROTO_IPV6, 72, For::Version6), // IPV6_ADDR_PREFERENCES
     (libc::IPPROTO_TCP, libc::TCP_NODELAY, For::Tcp),
-    (libc::IPPROTO_TCP, libc::TCP_MAXSEG, For::Tcp),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN, For::Tcp),
     (libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, For::Tcp),
     (libc::IPPROTO_TCP, libc::TCP_CORK, For::Tcp),
