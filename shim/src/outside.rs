@@ -281,6 +281,11 @@ pub fn go_on(slot: &mut Slot, context: &mut Context, recovers: bool) {
     let deaf = context.mask & signal::bit(libc::SIGPWR as u32) != 0;
     match place::program_state_in(context, slot, life.vdso_before) {
         State::Critical => {
+            // It may be saved so once more before it comes out of the gate.
+            let [base, bytes] = life.vdso_before;
+            if (base..base + bytes).contains(&slot.frame.rip) {
+                slot.frame.rip = life.vdso.base;
+            }
             if deaf {
                 handler::kick();
             }

@@ -55,6 +55,13 @@ guests! {
     signals_that_come_late: "late" "2" "1000";
     many_mappings: "manymaps" "300" "1";
     mapped_files_and_memfds: "mapped" "1";
+    kept_files: "kept_files";
+    kept_pipes: "kept_pipes";
+    kept_sockets: "kept_sockets";
+    kept_events: "kept_events";
+    kept_process: "kept_process";
+    kept_threads: "kept_threads";
+    kept_memory: "kept_memory";
     memory: "memory" "300";
     open_files: "files" "1";
     pipes_and_fifos: "pipes" "1";

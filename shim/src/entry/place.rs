@@ -94,8 +94,13 @@ pub enum State {
 
 /// Finds out where `context` was taken and makes it the program's.
 pub fn program_state(context: &mut Context, slot: &mut Slot) -> State {
-    let vdso = &control::life().vdso;
-    program_state_in(context, slot, [vdso.base, vdso.bytes])
+    let life = control::life();
+    let [base, bytes] = life.vdso_before;
+    // A call of the kernel's code there that was in the gate when it was taken from outside: the gate leads back to where
+    // that code was in the life before. The program may have something of its own there by now, but not in such a call.
+    let before = slot.vdso.entry != 0 && (base..base + bytes).contains(&slot.frame.rip);
+    let vdso = if before { life.vdso_before } else { [life.vdso.base, life.vdso.bytes] };
+    program_state_in(context, slot, vdso)
 }
 
 /// The same in a life whose vdso was at `vdso`: address and bytes.
