@@ -279,7 +279,7 @@ pub fn go_on(slot: &mut Slot, context: &mut Context, recovers: bool) {
     }
     // It may not come by the gate's exit any more (rt_sigreturn): what waits for it needs a signal.
     let deaf = context.mask & signal::bit(libc::SIGPWR as u32) != 0;
-    match place::program_state_in(context, slot, life.vdso_before) {
+    match place::program_state_in(context, slot, [life.vdso_before; 2]) {
         State::Critical => {
             // It may be saved so once more before it comes out of the gate.
             let [base, bytes] = life.vdso_before;

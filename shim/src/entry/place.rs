@@ -95,16 +95,14 @@ pub enum State {
 /// Finds out where `context` was taken and makes it the program's.
 pub fn program_state(context: &mut Context, slot: &mut Slot) -> State {
     let life = control::life();
-    let [base, bytes] = life.vdso_before;
     // A call of the kernel's code there that was in the gate when it was taken from outside: the gate leads back to where
     // that code was in the life before. The program may have something of its own there by now, but not in such a call.
-    let before = slot.vdso.entry != 0 && (base..base + bytes).contains(&slot.frame.rip);
-    let vdso = if before { life.vdso_before } else { [life.vdso.base, life.vdso.bytes] };
-    program_state_in(context, slot, vdso)
+    let before = if slot.vdso.entry != 0 { life.vdso_before } else { [0; 2] };
+    program_state_in(context, slot, [[life.vdso.base, life.vdso.bytes], before])
 }
 
-/// The same in a life whose vdso was at `vdso`: address and bytes.
-pub fn program_state_in(context: &mut Context, slot: &mut Slot, vdso: [u64; 2]) -> State {
+/// The same where the kernel's code of the vdso was at one of these: address and bytes.
+pub fn program_state_in(context: &mut Context, slot: &mut Slot, vdso: [[u64; 2]; 2]) -> State {
     let pc = context.machine.rip;
     let (start, end) = text();
     let mut retry = None;
@@ -120,8 +118,7 @@ pub fn program_state_in(context: &mut Context, slot: &mut Slot, vdso: [u64; 2]) 
     } else {
         context.machine.rip = sites::visible(pc);
     }
-    let [base, bytes] = vdso;
-    if (base..base + bytes).contains(&context.machine.rip) {
+    if vdso.iter().any(|[base, bytes]| (*base..base + bytes).contains(&context.machine.rip)) {
         restart_vdso(context, slot);
         retry = None;
     }
