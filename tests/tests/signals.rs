@@ -111,7 +111,7 @@ fn threads_that_stop_each_other_with_it() {
 #[test]
 fn without_a_handler_it_just_goes_on() {
     let store = Store::new();
-    let script = "trap '' PWR; i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; echo $i";
+    let script = "trap '' PWR; i=0; while [ $i -lt 1200000 ]; do i=$((i+1)); done; echo $i";
     let lines = with_failures(&store, "ignored", &Guest::installed("bash").args(["-c", script]), 2);
-    assert_eq!(lines, ["400000"]);
+    assert_eq!(lines, ["1200000"]);
 }
