@@ -1,5 +1,5 @@
-//! How threads are scheduled: nice value, policy, priority, processors, input and output. Written down where it is not what the program
-//! was started with; set again as far as the resume's rights and this machine's processors allow.
+//! How threads are scheduled: nice value, policy, priority, processors, input and output. Written down where it is not
+//! what the program was started with; set again as far as the resume's rights and this machine's processors allow.
 #![allow(unsafe_code)]
 
 use crate::control;

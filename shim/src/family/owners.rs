@@ -65,10 +65,10 @@ fn fcntl(slot: &mut Slot, a: [u64; 6]) -> Result64 {
 fn owner(slot: &mut Slot, fd: u64) -> Result64 {
     /// F_OWNER_PGRP.
     const GROUP: i32 = 2;
-    let owner = [0i32; 2];
-    wait_call(slot, libc::SYS_fcntl, [fd, F_GETOWN_EX as u64, &raw const owner as u64, 0, 0, 0])?;
-    // SAFETY: the kernel has written it.
-    let [kind, id] = unsafe { core::ptr::read_volatile(&owner) };
+    let mut owner = [0i32; 2];
+    wait_call(slot, libc::SYS_fcntl, [fd, F_GETOWN_EX as u64, &raw mut owner as u64, 0, 0, 0])?;
+    // SAFETY: a local, which the kernel has written.
+    let [kind, id] = unsafe { core::ptr::read_volatile(&raw const owner) };
     let id = i64::from(if slot.borrowed > 0 { id } else { shown(id) });
     Ok(if kind == GROUP { -id } else { id } as u64)
 }
