@@ -4,6 +4,7 @@
 //! Neighbours: `memory` (madvise itself), `maptree`.
 #![allow(unsafe_code)]
 
+use super::clocks::in_one_life;
 use super::memory::{Memory, full};
 use crate::control;
 use crate::gate::{Result64, error, raw};
@@ -87,18 +88,6 @@ fn unlock_all() {
 fn lock_run(run: Mapping, fetch: bool) -> Result<(), Errno> {
     let how = if fetch { 0 } else { MLOCK_ONFAULT };
     raw(libc::SYS_mlock2, [run.start, run.bytes(), how, 0, 0, 0]).map(|_| ())
-}
-
-/// Repeats what tells the kernel and notes it, if a save from outside came in between: the kernel of the new life has not
-/// been told.
-fn in_one_life(mut act: impl FnMut() -> Result64) -> Result64 {
-    loop {
-        let life = control::generation();
-        let result = act()?;
-        if control::generation() == life {
-            return Ok(result);
-        }
-    }
 }
 
 /// Sets or clears a flag on a range.
