@@ -196,6 +196,7 @@ fn describe_timer(journal: &mut Journal, which: u32) -> Result<(), Failure> {
 /// Attributes that a file of /proc holds, with the base of the number there. Of each, [`Life::began_with`] says what the life
 /// began with: what whoever resumes has chosen stays, unless the program has chosen something else.
 const FILES: [(&[u8], u32); 2] = [(b"/proc/self/coredump_filter", 16), (b"/proc/self/oom_score_adj", 10)];
+
 /// At the beginning of a life, or of an image that was executed in it.
 pub fn note_beginning(life: &mut Life, executed: bool) {
     for (value, (path, base)) in life.began_with.iter_mut().zip(FILES) {

@@ -89,16 +89,18 @@ pub fn capture_device(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>,
     if found.is_path() {
         return found.describe(c.put, Object::Device { path: link, termios: &[], data: &[], closed: false });
     }
+    // Only a master has one.
+    let made = terminal::number(found.fd).ok();
+    let is_master = made.is_some();
     let mut settings = [0u8; SETTINGS];
     let (mut used, mut unread) = (0, 0);
     if let Ok(termios) = terminal::settings(found.fd) {
-        let number = match terminal::number(found.fd) {
-            Ok(number) => number,
-            Err(_) if (136..144).contains(&major) => (major - 136) * 256 + minor,
-            Err(_) => u32::MAX,
+        let number = match made {
+            Some(number) => number,
+            None if (136..144).contains(&major) => (major - 136) * 256 + minor,
+            None => u32::MAX,
         };
         let window = terminal::window(found.fd).unwrap_or([0; WINDOW]);
-        let is_master = terminal::number(found.fd).is_ok();
         let modes = modes(found.fd, is_master);
         let parts = termios.iter().chain(window.iter()).copied().chain(number.to_le_bytes());
         settings.iter_mut().zip(parts.chain(modes.to_le_bytes())).for_each(|(to, from)| *to = from);
@@ -117,15 +119,15 @@ pub fn capture_device(c: &mut Capture<'_>, table: &Table<'_>, found: &Found<'_>,
     let termios = settings.get(..used).unwrap_or(&[]);
     let data = c.scratch.get(..unread).unwrap_or(&[]);
     let known = is_known(stat.st_rdev);
-    match terminal::number(found.fd) {
-        Ok(number) => {
+    match made {
+        Some(number) => {
             let closed = is_closed(table, found.fd, number);
             found.describe(c.put, Object::Device { path: MASTER, termios, data, closed })
         }
-        Err(_) if known && !link.ends_with(b" (deleted)") => {
+        None if known && !link.ends_with(b" (deleted)") => {
             found.describe(c.put, Object::Device { path: link, termios, data, closed: false })
         }
-        Err(_) => found.describe(c.put, Object::Unsupported { what: link }),
+        None => found.describe(c.put, Object::Unsupported { what: link }),
     }
 }
 
