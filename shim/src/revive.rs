@@ -293,7 +293,7 @@ fn after_commit(args: &ResumeArgs) {
         if (*control::globals()).memory_lock.load(Ordering::Relaxed) == 0 {
             vdso::renew(&mut MapTree::new(&mut (*control::globals()).tree, control::nodes()));
         } else {
-            // Taken from outside, in the middle of a change of the table: whoever changes it next does it.
+            // Taken from outside, in the middle of a change of the table: whoever is changing it does it.
             life.stale_table.store(1, Ordering::Release);
         }
         let _ = mm::munmap(args.stub_start, args.stub_bytes);

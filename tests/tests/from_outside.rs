@@ -43,6 +43,7 @@ macro_rules! guests {
 
 guests! {
     calls_that_the_gate_keeps_books_of: "gate" "1";
+    advice_that_others_do_not_change: "advised" "1";
     shared_memory_and_files: "alias" "2";
     cancelled_threads: "cancel" "2";
     clocks: "clocks" "100";

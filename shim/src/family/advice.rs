@@ -137,7 +137,11 @@ pub fn revive() {
         let _ = process::limit(libc::RLIMIT_MEMLOCK, Some([hard, hard]));
     }
     // SAFETY: nobody else runs; the table is only read. Of a region that was saved from outside it may be in the middle of a
-    // change: the walk ends, and misses at most what was being changed.
-    let tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
+    // change: the walk ends, and may miss any of it. Whoever is changing it tells the rest (`memory`).
+    all_again(&unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) });
+}
+
+/// Tells the kernel all of it again.
+pub fn all_again(tree: &MapTree<'_>) {
     tree.iter().for_each(|run| again(run.start, run.end, run.attr.flags));
 }

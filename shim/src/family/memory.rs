@@ -39,11 +39,23 @@ impl Memory {
         let lock = Lock::memory();
         // SAFETY: the lock makes this the only user of tree and nodes.
         let mut tree = unsafe { MapTree::new(&mut (*control::globals()).tree, control::nodes()) };
-        let stale = &control::life().stale_table;
-        if stale.load(Ordering::Relaxed) != 0 && stale.swap(0, Ordering::Relaxed) != 0 {
-            crate::entry::vdso::renew(&mut tree);
-        }
+        catch_up(&mut tree);
         Memory { tree, globals: control::globals(), _lock: lock }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        catch_up(&mut self.tree);
+    }
+}
+
+/// What a resume could not do with a table that was in the middle of a change.
+fn catch_up(tree: &mut MapTree<'_>) {
+    let stale = &control::life().stale_table;
+    if stale.load(Ordering::Relaxed) != 0 && stale.swap(0, Ordering::Relaxed) != 0 {
+        crate::entry::vdso::renew(tree);
+        advice::all_again(tree);
     }
 }
 
