@@ -290,7 +290,7 @@ fn reset_over_loopback(r: &mut Reviving<'_>, socket: &Socket<'_>) -> Result<i32,
     let listener = listener(r)?;
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let fd = net::socket(socket.domain as i32, kind, socket.protocol as i32)?;
-    let done = connect_and_reset(r, fd, listener, socket.domain as i32);
+    let done = connect_and_reset(r, fd, listener, socket);
     if done.is_err() {
         let _ = fs::close(fd);
     }
@@ -315,11 +315,11 @@ fn listener(r: &mut Reviving<'_>) -> Result<i32, Errno> {
     if r.sockets.listener > 0 { Ok(r.sockets.listener - 1) } else { Err(Errno(libc::ENETUNREACH)) }
 }
 
-fn connect_and_reset(r: &Reviving<'_>, fd: i32, listener: i32, domain: i32) -> Result<(), Errno> {
+fn connect_and_reset(r: &Reviving<'_>, fd: i32, listener: i32, socket: &Socket<'_>) -> Result<(), Errno> {
     let address = r.sockets.address;
     // An IPv6 socket reaches the same listener by the mapped address ::ffff:127.0.0.1.
     let mut mapped = [0u8; 28];
-    let target = if domain == libc::AF_INET6 {
+    let target = if socket.domain == libc::AF_INET6 as u32 {
         let _ = net::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &0i32.to_ne_bytes());
         mapped[0..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
         mapped[2..4].copy_from_slice(&address[2..4]);
@@ -342,6 +342,11 @@ fn connect_and_reset(r: &Reviving<'_>, fd: i32, listener: i32, domain: i32) -> R
         let other = net::accept(listener, libc::SOCK_CLOEXEC)?;
         let mut peer = [0u8; 28];
         let ours = net::peer_address(other, &mut peer).is_ok() && peer[2..4] == own[2..4];
+        if ours && options::ours(socket.options, options::UNTOLD).is_none() {
+            // The program knows that it is connected, and shall not connect it again. One that connect(2) has not said
+            // so of forgets the reset there, and may then (SS_CONNECTING in __inet_stream_connect, net/ipv4/af_inet.c).
+            let _ = net::connect(fd, target);
+        }
         let linger = [1i32, 0].map(i32::to_ne_bytes);
         let _ = net::set_option(other, libc::SOL_SOCKET, libc::SO_LINGER, linger.as_flattened());
         let _ = fs::close(other);

@@ -1,7 +1,7 @@
 //! Options of sockets: which there are, and how they are written down.
 //!
 //! Only what differs from a fresh socket of the same kind is recorded, as level, name, length (u32 each, little
-//! endian) and value. Three things that are no options are recorded in the same form, with the level [`OURS`].
+//! endian) and value. Four things that are no options are recorded in the same form, with the level [`OURS`].
 
 use super::sockets::Kind;
 use zhuque_abi::codec::checksum;
@@ -15,6 +15,8 @@ pub const SHUTDOWN: u32 = 1;
 pub const SOCKET_FILE: u32 = 2;
 /// Of a netlink socket: messages that were not read are lost (empty).
 pub const LOST: u32 = 3;
+/// Of a stream that was connected or had failed to: the program had not been told (empty).
+pub const UNTOLD: u32 = 4;
 
 const SOCKET: i32 = libc::SOL_SOCKET;
 const SO_SNDBUF: i32 = 7;

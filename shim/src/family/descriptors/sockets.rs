@@ -122,11 +122,13 @@ struct Verdict {
     shutdown: u8,
     /// Keep the unread data.
     data: bool,
+    /// Of a stream that is connected or has failed to: the program has not been told yet.
+    untold: bool,
 }
 
 impl Verdict {
     fn plain(state: SocketState) -> Verdict {
-        Verdict { state, backlog: 0, pair: 0, shutdown: 0, data: false }
+        Verdict { state, backlog: 0, pair: 0, shutdown: 0, data: false, untold: false }
     }
 }
 
@@ -154,6 +156,8 @@ pub fn capture(c: &mut Capture<'_>, table: &Table<'_>, notes: &mut Notes, found:
             used = options::read(seen.fd, &seen.kind, template, head);
         }
         used += extra_options(&seen, &verdict, head.get_mut(used..).unwrap_or(&mut []));
+    } else if verdict.untold {
+        used = options::write(head, options::OURS, options::UNTOLD, &[]);
     }
     let mut data = 0;
     let open = matches!(verdict.state, SocketState::Fresh | SocketState::ConnectedDatagram);
@@ -282,15 +286,15 @@ fn tcp_verdict(c: &Capture<'_>, seen: &Seen) -> Verdict {
             // A socket that never had a connection shows no end of stream; one with an error shows that first.
             let events = libc::POLLIN | libc::POLLRDHUP;
             let ready = net::poll(seen.fd, events, 0).unwrap_or(0);
-            if ready & libc::POLLERR != 0 {
-                Verdict::plain(SocketState::Established)
-            } else if ready & libc::POLLRDHUP != 0 {
-                Verdict::plain(SocketState::Closed)
-            } else {
-                Verdict::plain(SocketState::Fresh)
-            }
+            let state = match ready {
+                ready if ready & libc::POLLERR != 0 => SocketState::Established,
+                ready if ready & libc::POLLRDHUP != 0 => SocketState::Closed,
+                _ => return Verdict::plain(SocketState::Fresh),
+            };
+            // Asking takes the error away.
+            Verdict { untold: !is_told(seen), ..Verdict::plain(state) }
         }
-        _ => Verdict::plain(SocketState::Established),
+        _ => Verdict { untold: !is_told(seen), ..Verdict::plain(SocketState::Established) },
     }
 }
 
