@@ -43,15 +43,7 @@ pub unsafe extern "C" fn serve(slot: *mut Slot) -> u32 {
     // SAFETY: the slot is the calling thread's own, and nobody else writes these fields while it runs.
     let slot = unsafe { &mut *slot };
     slot.retry.valid = 0;
-    let life = control::life();
-    let begun = life.generation;
-    let mut outcome = dispatch(slot, slot.frame.number);
-    // SAFETY: a plain word; it is another one if the call was taken over into a new life (`outside`).
-    if unsafe { (&raw const life.generation).read_volatile() } != begun && is_unknown(&outcome) {
-        // The kernel may have been asked about ids of the life before.
-        outcome = dispatch(slot, slot.frame.number);
-    }
-    match outcome {
+    match in_its_life(slot) {
         Outcome::Value(result) => {
             slot.frame.rax = match result {
                 Ok(value) => value,
@@ -60,6 +52,18 @@ pub unsafe extern "C" fn serve(slot: *mut Slot) -> u32 {
             0
         }
         Outcome::Sigreturn => 1,
+    }
+}
+
+/// Does the call. One that was taken over into a new life meanwhile (`outside`), perhaps more than once, may have asked the
+/// kernel about ids of a life before.
+fn in_its_life(slot: &mut Slot) -> Outcome {
+    loop {
+        let life = control::generation();
+        let outcome = dispatch(slot, slot.frame.number);
+        if control::generation() == life || !is_unknown(&outcome) {
+            return outcome;
+        }
     }
 }
 

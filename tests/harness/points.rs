@@ -20,6 +20,9 @@ const LOOKED_AT: u64 = 16;
 /// Calls of a life that has been resumed which are tried, at first.
 const RESUMED_CALLS: u64 = 300;
 
+/// Calls of a life by the end of which most programs are where they were when they were saved.
+const CALLS_AT_FIRST: u64 = 8;
+
 /// What is said of a program in the middle of an exec: also before its new image has the region, and before it is whole.
 const EXEC: [&str; 3] = [outside::EXEC, "the program has no region", "the program has not started yet"];
 
@@ -122,8 +125,14 @@ impl<'a> Rig<'a> {
     /// One point of the guest's first life, every other time also one of what follows. Where in the gate it was.
     pub fn point(&mut self, then: Then) -> Option<Place> {
         let twice = !self.number.is_multiple_of(2);
-        let second = twice.then(|| self.anywhere(self.resumed));
+        let second = twice.then(|| self.anywhere_again());
         self.points(then, second)
+    }
+
+    /// Any point of a life that has been resumed: half of them where the call goes on that the first one was in.
+    fn anywhere_again(&mut self) -> Then {
+        let calls = if self.number % 4 == 1 { CALLS_AT_FIRST } else { self.resumed };
+        self.anywhere(calls)
     }
 
     /// A point of the guest's first life, and one of the life that follows. Where in the gate the first was.
