@@ -123,7 +123,7 @@ const _: () = {
     assert!(FILES_OFFSET + MAX_FILES as u64 * 2048 <= SITES_OFFSET);
     assert!(SITES_OFFSET + MAX_SITES as u64 * 64 <= NODES_OFFSET);
     assert!(NODES_OFFSET + MAX_NODES as u64 * 64 <= TIMERS_OFFSET);
-    assert!(TIMERS_OFFSET + MAX_TIMERS as u64 * 72 <= JOURNAL_OFFSET);
+    assert!(TIMERS_OFFSET + (MAX_TIMERS * size_of::<crate::timers::Timer>()) as u64 <= JOURNAL_OFFSET);
     assert!(JOURNAL_OFFSET + JOURNAL_BYTES <= SLOTS_OFFSET);
     assert!(SIGNAL_STACK + SIGNAL_STACK_BYTES == SLOT_STRIDE);
     assert!(LIFE_THREADS + MAX_THREADS as u64 * 16 <= LIFE_ARGUMENTS);

@@ -13,6 +13,9 @@ pub const FIRST_ID: u32 = 1 << 30;
 /// si_code of a timer's signal.
 pub const SI_TIMER: i32 = -2;
 
+/// Lives before that an entry knows of.
+pub const LIVES_BEFORE: usize = 3;
+
 /// What an entry holds; [`Timer::state`].
 pub mod state {
     /// Nothing; may be taken.
@@ -49,12 +52,25 @@ pub struct Timer {
     pub value: AtomicU64,
     /// The kernel's id: see [`kernel_word`].
     pub kernel: AtomicU64,
-    /// The same in the life before, which a siginfo in hand may still name.
-    pub before: AtomicU64,
+    /// The same in the last lives before, each at its generation's remainder: a siginfo in hand may still name it, and a
+    /// thread may be taken over into another life more than once before it has looked at that.
+    pub before: [AtomicU64; LIVES_BEFORE],
     /// At a save: as in [`crate::journal::Record::Timer`].
     pub value_ns: AtomicU64,
     /// At a save: period, ns.
     pub interval_ns: AtomicU64,
+}
+
+impl Timer {
+    /// What [`Timer::before`] has of the life `generation`.
+    pub fn before(&self, generation: u64) -> &AtomicU64 {
+        let [first, second, third] = &self.before;
+        match generation % LIVES_BEFORE as u64 {
+            0 => first,
+            1 => second,
+            _ => third,
+        }
+    }
 }
 
 /// The word that says that a timer is the kernel's timer `id` in the life `generation`. Never zero.
@@ -63,6 +79,6 @@ pub const fn kernel_word(generation: u64, id: u32) -> u64 {
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Timer>() == 72);
+    assert!(core::mem::size_of::<Timer>() == 88);
     assert!(core::mem::offset_of!(Timer, value) == 32);
 };

@@ -22,7 +22,7 @@ use zhuque_abi::codec::Records;
 use zhuque_abi::journal::Record;
 use zhuque_abi::layout::{MAX_TIMERS, PAGE, TIMERS_OFFSET};
 use zhuque_abi::slot::{SigInfo, Slot};
-use zhuque_abi::timers::{FIRST_ID, SI_TIMER, Timer, kernel_word, state};
+use zhuque_abi::timers::{FIRST_ID, LIVES_BEFORE, SI_TIMER, Timer, kernel_word, state};
 use zhuque_sys::time::{self, SigEvent};
 use zhuque_sys::{Errno, fs};
 
@@ -158,7 +158,7 @@ fn take(clock: i32, event: Option<SigEvent>) -> Result<Option<usize>, Errno> {
     let timer = entry(index);
     // First, so that nobody finds it by these.
     timer.kernel.store(0, Release);
-    timer.before.store(0, Release);
+    timer.before.iter().for_each(|before| before.store(0, Release));
     timer.clock.store(clock, Relaxed);
     timer.notify.store(event.notify, Relaxed);
     timer.signal.store(event.signal as u32, Relaxed);
@@ -287,8 +287,8 @@ fn find(id: u32, has: &dyn Fn(&Timer) -> bool) -> Option<usize> {
     (0..all).map(|ahead| (id as usize + ahead) % all).find(|&index| has(entry(index)))
 }
 
-/// The timer that the kernel means by a siginfo of this life, or of the life before, where its thread had it in hand when it
-/// was taken over into this one: one of these tells the same.
+/// The timer that the kernel means by a siginfo of this life, or of one before, where its thread had it in hand when it was
+/// taken over: one of these tells the same.
 fn meant(info: &SigInfo) -> Option<usize> {
     let id = id_in(info).filter(|&id| id < FIRST_ID)?;
     let tells = |timer: &Timer| {
@@ -297,8 +297,14 @@ fn meant(info: &SigInfo) -> Option<usize> {
     clocks::in_one_life(|| {
         let life = control::generation();
         let now = find(id, &|timer| timer.kernel.load(Acquire) == kernel_word(life, id) && tells(timer));
-        now.or_else(|| find(id, &|timer| timer.before.load(Acquire) == kernel_word(life.wrapping_sub(1), id)))
+        now.or_else(|| (1..=LIVES_BEFORE as u64).find_map(|back| was(life.checked_sub(back)?, id, &tells)))
     })
+}
+
+/// The timer that was the kernel's `id` in the life `generation`.
+fn was(generation: u64, id: u32, also: &dyn Fn(&Timer) -> bool) -> Option<usize> {
+    let word = kernel_word(generation, id);
+    find(id, &|timer| timer.before(generation).load(Acquire) == word && also(timer))
 }
 
 /// Makes the kernel's siginfo of a timer name it as the program does.
@@ -500,7 +506,10 @@ fn make_again(clock: i32, event: &SigEvent) -> Result<u32, Errno> {
 pub fn note() {
     for (index, again) in again().iter().enumerate() {
         let timer = entry(index);
-        timer.before.store(timer.kernel.load(Relaxed), Relaxed);
+        let last = timer.kernel.load(Relaxed);
+        if last != 0 {
+            timer.before(last >> 32).store(last, Relaxed);
+        }
         if again.id != 0 {
             timer.kernel.store(kernel_word(control::generation(), again.id - 1), Release);
         }
@@ -511,8 +520,8 @@ pub fn note() {
 /// the caller queues it, for that thread, 0 for the process.
 pub fn raise_again(thread: u32, info: &mut SigInfo) -> Option<u32> {
     let Some(id) = id_in(info).filter(|&id| id < FIRST_ID) else { return Some(thread) };
-    let word = kernel_word(control::generation().wrapping_sub(1), id);
-    let Some(index) = find(id, &|timer| timer.before.load(Relaxed) == word) else { return Some(thread) };
+    let last = control::generation().checked_sub(1);
+    let Some(index) = last.and_then(|last| was(last, id, &|_| true)) else { return Some(thread) };
     set_name(info, index);
     // One that has been deleted tells nobody any more, as since Linux 6.13.
     let again = again().get_mut(index).filter(|again| again.id != 0)?;
